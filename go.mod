@@ -1,0 +1,3 @@
+module github.com/zcstore/zcstore
+
+go 1.26
