@@ -1,0 +1,90 @@
+package shm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Why this is sound: the slice is exactly the mapping, which is PROT_READ, so a write through it faults instead of changing
+// anybody's weights; the file is a regular one, at least as long as the mapping, and whoever publishes segments never cuts
+// them. After Close the pages are gone and a read faults: Mapping's owner says when that may happen.
+
+// Mapping is a file mapped read-only and shared: the kernel's own pages, no copy. Bytes may be read from any goroutine
+// until Close.
+type Mapping struct {
+	data    []byte
+	inode   uint64
+	once    sync.Once
+	err     error
+	cleanup runtime.Cleanup
+}
+
+// Map maps size bytes of f, which must be a regular file of at least that size, opened for reading only. It does not keep
+// f, and the caller may close it at once: the mapping holds the memory. Weights are kept out of core dumps.
+func Map(f *os.File, size int) (*Mapping, error) {
+	if size <= 0 {
+		return nil, fmt.Errorf("map %d bytes: nothing to map", size)
+	}
+	if err := checkReadOnly(f); err != nil {
+		return nil, err
+	}
+	u, err := UsageOf(f)
+	if err != nil {
+		return nil, err
+	}
+	if u.Size < uint64(size) {
+		return nil, fmt.Errorf("segment has %d bytes, %d were announced", u.Size, size)
+	}
+	data, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("mmap %d bytes: %w", size, err)
+	}
+	if err := unix.Madvise(data, unix.MADV_DONTDUMP); err != nil {
+		return nil, errors.Join(fmt.Errorf("keep the mapping out of core dumps: %w", err), unix.Munmap(data))
+	}
+	m := &Mapping{data: data, inode: u.Inode}
+	// A safety net: reaching it means that somebody forgot Close.
+	m.cleanup = runtime.AddCleanup(m, func(d []byte) { _ = unix.Munmap(d) }, data)
+	return m, nil
+}
+
+func checkReadOnly(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("descriptor is no regular file (mode %#o)", st.Mode)
+	}
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return fmt.Errorf("fcntl: %w", err)
+	}
+	if flags&unix.O_ACCMODE != unix.O_RDONLY {
+		return fmt.Errorf("descriptor is open for writing; a published segment never is")
+	}
+	return nil
+}
+
+// Bytes is the mapped memory: read-only, valid until Close. A write to it is a fault.
+func (m *Mapping) Bytes() []byte { return m.data }
+
+// Inode is the number of the file behind the mapping: equal in every process that maps the same segment.
+func (m *Mapping) Inode() uint64 { return m.inode }
+
+// Populate maps every page in now, without copying: later reads do not fault. It costs about 35 ms a GiB with 4 KiB pages.
+func (m *Mapping) Populate() error { return unix.Madvise(m.data, unix.MADV_POPULATE_READ) }
+
+// Close unmaps. Views on the mapping must not be used afterwards: reading one is a fault. A second Close does nothing.
+func (m *Mapping) Close() error {
+	m.once.Do(func() {
+		m.cleanup.Stop()
+		m.err = unix.Munmap(m.data)
+	})
+	return m.err
+}

@@ -1,0 +1,299 @@
+// Package shm keeps read-only runs of bytes in shared memory: named files of a private tmpfs directory.
+//
+// A segment is made in a file without a name (O_TMPFILE), whose blocks are reserved before the first byte is written
+// (fallocate), and gets its name only when it is whole ([Writer.Publish], a link). A half-written segment therefore cannot
+// exist: a crash at any point leaves nothing. A published segment is never written, truncated or punched again; deleting is
+// unlinking, and whoever has it mapped keeps valid bytes.
+//
+// # Trust
+//
+// A file of a plain tmpfs cannot be sealed. Readers get an O_RDONLY descriptor of a 0400 file in a 0700 directory, which
+// stops every other uid; a process of the daemon's own uid, and root, could still reopen it for writing.
+package shm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// PageSize is what the data of a segment is aligned to.
+const PageSize = 4096
+
+const tmpfsMagic = 0x01021994
+
+// NoSpaceError says that bytes do not fit the file system of a directory.
+type NoSpaceError struct {
+	Dir        string
+	Need, Have uint64 // bytes
+}
+
+func (e *NoSpaceError) Error() string {
+	return fmt.Sprintf("%d bytes needed, %d free in shared memory", e.Need, e.Have)
+}
+
+// Dir is a directory of segments. It is safe for concurrent use.
+type Dir struct {
+	path string
+	root *os.Root
+	f    *os.File // the directory itself, for *at calls
+}
+
+// OpenDir opens a directory of segments, making it (0700) when it is missing. It refuses a symbolic link, a directory of
+// another uid, one that others may enter, and, unless anyFS, one that is not on a tmpfs.
+func OpenDir(path string, anyFS bool) (*Dir, error) {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("make segment directory: %w", err)
+	}
+	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open segment directory %s: %w", path, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	if err := checkDir(f, path, anyFS); err != nil {
+		f.Close()
+		return nil, err
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open segment directory: %w", err)
+	}
+	return &Dir{path: path, root: root, f: f}, nil
+}
+
+func checkDir(f *os.File, path string, anyFS bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("stat %s: %w", path, err)
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("segment directory %s belongs to uid %d, not to uid %d of this process", path, st.Uid, os.Geteuid())
+	}
+	if st.Mode&0o077 != 0 {
+		if err := f.Chmod(0o700); err != nil {
+			return fmt.Errorf("segment directory %s has mode %04o: %w", path, st.Mode&0o7777, err)
+		}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return fmt.Errorf("statfs %s: %w", path, err)
+	}
+	if !anyFS && fs.Type != tmpfsMagic {
+		return fmt.Errorf("segment directory %s is not on a tmpfs (file system type %#x): weights there would not be in shared memory", path, fs.Type)
+	}
+	return nil
+}
+
+// Path is where the directory is.
+func (d *Dir) Path() string { return d.path }
+
+// Close lets go of the directory. Segments and mappings stay.
+func (d *Dir) Close() error { return errors.Join(d.root.Close(), d.f.Close()) }
+
+// Space is the size and the free bytes of the file system, as the kernel counts them for this process.
+func (d *Dir) Space() (size, free uint64, err error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(d.f.Fd()), &fs); err != nil {
+		return 0, 0, fmt.Errorf("statfs: %w", err)
+	}
+	return fs.Blocks * uint64(fs.Bsize), fs.Bavail * uint64(fs.Bsize), nil
+}
+
+// Lock takes the directory's lock for this process, without waiting. The lock goes with the returned file.
+// When another process has it, the error is unix.EWOULDBLOCK and holder is what that process wrote into the lock file.
+func (d *Dir) Lock(note string) (lock *os.File, holder string, err error) {
+	f, err := d.root.OpenFile("lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, "", fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		b, _ := io.ReadAll(io.LimitReader(f, 256))
+		f.Close()
+		return nil, strings.TrimSpace(string(b)), err
+	}
+	if err := errors.Join(f.Truncate(0), writeAt(f, note)); err != nil {
+		f.Close()
+		return nil, "", fmt.Errorf("write lock: %w", err)
+	}
+	return f, "", nil
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+// Names lists the files of the directory, unsorted.
+func (d *Dir) Names() ([]string, error) {
+	f, err := d.root.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+// Open opens a published file for reading. A name that is a link or no regular file is refused. The caller owns the file.
+func (d *Dir) Open(name string) (*os.File, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Openat(int(d.f.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Remove unlinks a file. Mappings of it stay valid. A file that is not there is no error.
+func (d *Dir) Remove(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if err := d.root.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// ReplaceFile writes a small file whole: readers see the old bytes or the new ones. Not for segments.
+func (d *Dir) ReplaceFile(name string, b []byte) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	tmp := name + ".new"
+	if err := d.root.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := d.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(b); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = d.root.Rename(tmp, name)
+	}
+	if err != nil {
+		d.root.Remove(tmp)
+		if errors.Is(err, unix.ENOSPC) {
+			_, free, _ := d.Space()
+			return &NoSpaceError{Dir: d.path, Need: uint64(len(b)), Have: free}
+		}
+	}
+	return err
+}
+
+func checkName(name string) error {
+	if name == "" || name == "." || name == ".." || filepath.Base(name) != name || len(name) > 200 {
+		return fmt.Errorf("%q is no name of a segment", name)
+	}
+	return nil
+}
+
+// Writer fills one segment that nobody else can see. It is safe for concurrent WriteAt; Publish or Abort ends it.
+type Writer struct {
+	dir  *Dir
+	f    *os.File
+	size int64
+	once sync.Once
+}
+
+// Create reserves size bytes, which must be over zero. Every page is allocated before it returns, so that neither a write
+// nor a reader of the published segment can run out of memory. Errors: *NoSpaceError.
+func (d *Dir) Create(size int64) (*Writer, error) {
+	if size <= 0 {
+		return nil, fmt.Errorf("a segment of %d bytes cannot be made", size)
+	}
+	fd, err := unix.Openat(int(d.f.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o400)
+	if err != nil {
+		return nil, fmt.Errorf("create segment: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "unpublished segment")
+	for {
+		err = unix.Fallocate(fd, 0, 0, size)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
+			_, free, _ := d.Space()
+			return nil, &NoSpaceError{Dir: d.path, Need: uint64(size), Have: free}
+		}
+		return nil, fmt.Errorf("reserve %d bytes: %w", size, err)
+	}
+	return &Writer{dir: d, f: f, size: size}, nil
+}
+
+// WriteAt writes inside the reserved size; past it is an error. It goes through the file, never through a mapping.
+func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > w.size || int64(len(p)) > w.size-off {
+		return 0, fmt.Errorf("write of %d bytes at %d leaves the segment of %d", len(p), off, w.size)
+	}
+	return w.f.WriteAt(p, off)
+}
+
+// ReadAt reads back what was written.
+func (w *Writer) ReadAt(p []byte, off int64) (int, error) { return w.f.ReadAt(p, off) }
+
+// Publish makes the segment read-only and gives it its name, which must be free. It ends the writer, even on error.
+func (w *Writer) Publish(name string) error {
+	err := checkName(name)
+	if err == nil {
+		err = w.f.Chmod(0o400)
+	}
+	if err == nil {
+		from := fmt.Sprintf("/proc/self/fd/%d", w.f.Fd())
+		err = unix.Linkat(unix.AT_FDCWD, from, int(w.dir.f.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+	}
+	if cerr := w.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("publish segment: %w", err)
+	}
+	return nil
+}
+
+// Abort gives the memory back. After Publish it does nothing.
+func (w *Writer) Abort() { _ = w.close() }
+
+func (w *Writer) close() (err error) {
+	w.once.Do(func() { err = w.f.Close() })
+	return err
+}
+
+// Usage is what the kernel holds for a file.
+type Usage struct {
+	Inode  uint64
+	Size   uint64 // bytes
+	Blocks uint64 // bytes allocated
+}
+
+// UsageOf reads a file's usage.
+func UsageOf(f *os.File) (Usage, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return Usage{}, fmt.Errorf("stat: %w", err)
+	}
+	return Usage{Inode: st.Ino, Size: uint64(st.Size), Blocks: uint64(st.Blocks) * 512}, nil
+}
