@@ -1,0 +1,115 @@
+package store
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/safetensors"
+	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/shm/tensor"
+)
+
+// SegmentFormat is the version of the rules below. It stands in every segment's metadata.
+const SegmentFormat = 1
+
+// Alignment of tensors in a segment's file, by size. Smaller ones are aligned to their element.
+const (
+	lineBytes   = 64      // from lineSize
+	lineSize    = 4 << 10 //
+	pageSize    = 1 << 20 // from here a tensor starts on a page
+	metaFormat  = "zcstore.segment_format"
+	metaAliases = "zcstore.aliases"
+)
+
+// layout is where the rows of a new segment go. The file is a valid safetensors file: the format allows no holes, so rows are
+// ordered to need no padding where that is possible, and a U8 tensor called __pad__.N fills the rest.
+type layout struct {
+	header []byte
+	offset map[int]int64 // row -> offset in the file
+	size   int64
+}
+
+// layOut places the rows of m that rows lists.
+func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
+	order := slices.Clone(rows)
+	slices.SortStableFunc(order, func(a, b int) int {
+		ca, cb := class(&m.Tensors[a]), class(&m.Tensors[b])
+		if ca != cb {
+			return cmp.Compare(ca, cb)
+		}
+		return cmp.Compare(m.Tensors[b].DType.Size(), m.Tensors[a].DType.Size())
+	})
+	h := safetensors.Header{Metadata: map[string]string{metaFormat: strconv.Itoa(SegmentFormat)}}
+	aliases := map[string][]string{}
+	at := int64(0)
+	for _, r := range order {
+		t := &m.Tensors[r]
+		size := int64(t.Bytes())
+		if pad := padding(at, alignment(t)); pad > 0 && size > 0 {
+			h.Entries = append(h.Entries, padEntry(len(h.Entries), at, pad))
+			at += pad
+		}
+		h.Entries = append(h.Entries, safetensors.Entry{Name: t.Names[0], DType: t.DType, Shape: t.Shape, Begin: at, End: at + size})
+		at += size
+		if len(t.Names) > 1 {
+			aliases[t.Names[0]] = t.Names[1:]
+		}
+	}
+	if len(aliases) > 0 {
+		b, err := json.Marshal(aliases)
+		if err != nil {
+			return nil, err
+		}
+		h.Metadata[metaAliases] = string(b)
+	}
+	header, err := h.Encode(shm.PageSize)
+	if err != nil {
+		return nil, fmt.Errorf("lay out segment: %w", err)
+	}
+	l := &layout{header: header, offset: make(map[int]int64, len(rows)), size: int64(len(header)) + at}
+	byName := make(map[string]int64, len(h.Entries))
+	for _, e := range h.Entries {
+		byName[e.Name] = int64(len(header)) + e.Begin
+	}
+	for _, r := range rows {
+		l.offset[r] = byName[m.Tensors[r].Names[0]]
+	}
+	return l, nil
+}
+
+// class orders rows so that each leaves the next one aligned: whole pages, whole lines, then odd sizes with the strictest
+// alignment first.
+func class(t *manifest.Tensor) int {
+	size := t.Bytes()
+	switch {
+	case size >= pageSize && size%shm.PageSize == 0:
+		return 0
+	case size >= pageSize:
+		return 1
+	case size >= lineSize && size%lineBytes == 0:
+		return 2
+	case size >= lineSize:
+		return 3
+	}
+	return 4
+}
+
+func alignment(t *manifest.Tensor) int64 {
+	switch size := t.Bytes(); {
+	case size >= pageSize:
+		return shm.PageSize
+	case size >= lineSize:
+		return lineBytes
+	}
+	return int64(t.DType.Size())
+}
+
+func padding(at, align int64) int64 { return (align - at%align) % align }
+
+func padEntry(n int, at, size int64) safetensors.Entry {
+	return safetensors.Entry{Name: "__pad__." + strconv.Itoa(n), DType: tensor.U8, Shape: []int{int(size)}, Begin: at, End: at + size}
+}

@@ -1,0 +1,334 @@
+package store
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/ref"
+	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
+)
+
+// VersionInfo is a version as `zcctl ls` and `zcctl show` have it.
+type VersionInfo struct {
+	Name        string
+	Tags        []string
+	Digest      manifest.Digest
+	Kind        string // what the root of the tree is
+	Tensors     int
+	TensorBytes uint64
+	TableBytes  uint64
+	Segments    []SegmentInfo
+	Holders     int
+	Created     time.Time
+	Deleted     bool
+	Damaged     string // why it is not served; empty otherwise
+}
+
+// SegmentInfo is one file of a version.
+type SegmentInfo struct {
+	ID        string
+	SizeBytes uint64
+	UsedBytes uint64 // of these, by this version
+	Inode     uint64
+	Versions  int // tagged versions that use it
+	Guarantee string
+}
+
+// Guarantee says in plain words who could still change a segment of this backing.
+func (s *Store) Guarantee() string {
+	return fmt.Sprintf("read-only for every other user; uid %d and root could reopen it for writing (a plain tmpfs cannot be sealed)", os.Geteuid())
+}
+
+// Durability says in plain words what survives what.
+func (s *Store) Durability() string {
+	return "memory only: stored versions survive a restart of the daemon, not a reboot"
+}
+
+func (s *Store) infoLocked(name string, v *version) VersionInfo {
+	info := VersionInfo{
+		Name: name, Digest: v.digest, Kind: v.kind, Tensors: v.tensors, TensorBytes: v.bytes,
+		TableBytes: v.tableUse.Size, Holders: v.leases, Deleted: v.deleted,
+	}
+	if m := s.models[name]; m != nil {
+		info.Tags, info.Created = m.tagsOf(v.digest), m.created[v.digest]
+	}
+	for i, sg := range v.segs {
+		info.Segments = append(info.Segments, SegmentInfo{
+			ID: sg.id[:12], SizeBytes: sg.use.Size, UsedBytes: v.used[i], Inode: sg.use.Inode, Versions: sg.refs, Guarantee: s.Guarantee(),
+		})
+	}
+	return info
+}
+
+// List gives the versions of a model, or of all when name is empty, sorted by name and age. With all, also deleted ones that
+// leases hold. Errors: NotFound for a name that is not stored.
+func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if name != "" && s.models[name] == nil {
+		return nil, s.noModelLocked(name)
+	}
+	var out []VersionInfo
+	for n, m := range s.models {
+		if name != "" && n != name {
+			continue
+		}
+		for d, created := range m.created {
+			if v := s.versions[d]; v != nil {
+				out = append(out, s.infoLocked(n, v))
+				continue
+			}
+			out = append(out, VersionInfo{Name: n, Tags: m.tagsOf(d), Digest: d, Created: created, Damaged: fmt.Sprint(s.lost[d])})
+		}
+	}
+	if all {
+		seen := map[*version]bool{}
+		for _, l := range s.leases {
+			if n, _, _ := strings.Cut(l.Ref, ":"); l.v.deleted && !seen[l.v] && (name == "" || n == name) {
+				seen[l.v] = true
+				info := s.infoLocked(n, l.v)
+				info.Tags = nil
+				out = append(out, info)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b VersionInfo) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), a.Created.Compare(b.Created), strings.Compare(a.Digest.Hex(), b.Digest.Hex()))
+	})
+	return out, nil
+}
+
+// Show gives one version.
+func (s *Store) Show(target string) (VersionInfo, error) {
+	r, err := ref.Parse(target)
+	if err != nil {
+		return VersionInfo{}, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, _, err := s.resolveLocked(r)
+	if err != nil {
+		return VersionInfo{}, err
+	}
+	return s.infoLocked(r.Name, v), nil
+}
+
+// Tag points a tag at a stored version of the same model. previous is what it pointed at, zero when it is new.
+// Errors: Invalid, NotFound, Conflict without replace.
+func (s *Store) Tag(source, target string, replace bool) (digest, previous manifest.Digest, err error) {
+	src, err := ref.Parse(source)
+	if err != nil {
+		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	dst, err := ref.Parse(target)
+	if err != nil {
+		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	if dst.Tag == "" || dst.Digest != nil {
+		return digest, previous, zcerr.New(zcerr.Invalid, "%s is no tag", target).WithHint("write NAME:TAG, as in zcctl tag %s %s:prod", source, dst.Name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, _, err := s.resolveLocked(src)
+	if err != nil {
+		return digest, previous, err
+	}
+	if m := s.models[dst.Name]; m != nil {
+		previous = m.tags[dst.Tag]
+	}
+	return v.digest, previous, s.nameLocked(dst, v.digest, replace)
+}
+
+// Removed is what Remove did.
+type Removed struct {
+	Untagged []string          // name:tag
+	Versions []manifest.Digest // that no tag names any more
+	Freed    uint64            // bytes given back to the kernel at once
+	Held     uint64            // freed when the last lease goes
+	Pinned   uint64            // of segments that another version still uses
+}
+
+// Remove takes tags away: name:tag that tag, name@digest every tag of that version, a bare name all of the model, which must
+// then have one version unless all. Errors: Invalid, NotFound, Conflict.
+func (s *Store) Remove(target string, all bool) (Removed, error) {
+	r, err := ref.Parse(target)
+	if err != nil {
+		return Removed{}, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.models[r.Name]
+	if m == nil {
+		return Removed{}, s.noModelLocked(r.Name)
+	}
+	var tags []string
+	switch {
+	case r.Bare():
+		if len(m.created) > 1 && !all {
+			return Removed{}, zcerr.New(zcerr.Invalid, "%s has %d versions", r.Name, len(m.created)).
+				WithHint("name one (zcctl rm %s:TAG), or remove them all: zcctl rm --all %s", r.Name, r.Name)
+		}
+		for tag := range m.tags {
+			tags = append(tags, tag)
+		}
+	case r.Tag != "":
+		d, ok := m.tags[r.Tag]
+		if !ok {
+			_, _, err := s.resolveLocked(r)
+			return Removed{}, err
+		}
+		if r.Digest != nil && *r.Digest != d {
+			return Removed{}, zcerr.New(zcerr.Conflict, "%s:%s is %s, not %s", r.Name, r.Tag, d, r.Digest).WithHint("the tag has moved; nothing was removed")
+		}
+		tags = []string{r.Tag}
+	default:
+		if tags = m.tagsOf(*r.Digest); len(tags) == 0 {
+			return Removed{}, zcerr.New(zcerr.NotFound, "%s has no version %s", r.Name, r.Digest.Short()).WithHint("zcctl ls %s", r.Name)
+		}
+	}
+	return s.untagLocked(m, tags)
+}
+
+func (s *Store) untagLocked(m *model, tags []string) (Removed, error) {
+	before := m.clone()
+	var out Removed
+	slices.SortFunc(tags, compareTags)
+	for _, tag := range tags {
+		delete(m.tags, tag)
+		out.Untagged = append(out.Untagged, m.name+":"+tag)
+	}
+	gone := m.pruneCreated()
+	if len(m.tags) == 0 {
+		delete(s.models, m.name)
+	}
+	if err := s.writeCatalogLocked(); err != nil {
+		*m = *before
+		s.models[m.name] = m
+		return Removed{}, err
+	}
+	counted := map[*segment]bool{}
+	for _, v := range s.releaseUnnamedLocked(gone) {
+		out.Versions = append(out.Versions, v.digest)
+		s.accountLocked(v, counted, &out)
+	}
+	return out, nil
+}
+
+// accountLocked says what became of the bytes of a dropped version, each segment once.
+func (s *Store) accountLocked(v *version, counted map[*segment]bool, out *Removed) {
+	add := func(use shm.Usage) {
+		if v.leases > 0 {
+			out.Held += use.Blocks
+		} else {
+			out.Freed += use.Blocks
+		}
+	}
+	add(v.tableUse)
+	for _, sg := range v.segs {
+		if counted[sg] {
+			continue
+		}
+		counted[sg] = true
+		switch {
+		case sg.refs > 0 || sg.pins > 0:
+			out.Pinned += sg.use.Blocks
+		case s.heldByOthersLocked(sg, v):
+			out.Held += sg.use.Blocks
+		default:
+			add(sg.use)
+		}
+	}
+}
+
+func (s *Store) heldByOthersLocked(sg *segment, but *version) bool {
+	for v := range s.held {
+		if v != but && slices.Contains(v.segs, sg) {
+			return true
+		}
+	}
+	return false
+}
+
+// Holders gives every lease, or those on one model, oldest first.
+func (s *Store) Holders(name string) []LeaseInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []LeaseInfo
+	for _, l := range s.leases {
+		if n, _, _ := strings.Cut(l.Ref, ":"); name == "" || n == name {
+			out = append(out, LeaseInfo{Lease: *l, Deleted: l.v.deleted})
+		}
+	}
+	slices.SortFunc(out, func(a, b LeaseInfo) int { return cmp.Compare(a.ID, b.ID) })
+	return out
+}
+
+// Status is what the store is and holds.
+type Status struct {
+	Instance    string
+	Directory   string
+	Started     time.Time
+	Adopted     int
+	Capacity    uint64 // bytes of the file system
+	Free        uint64
+	Used        uint64 // blocks of linked segments and tables
+	Held        uint64 // blocks of deleted ones that leases hold
+	Models      int
+	Versions    int
+	Damaged     int
+	Segments    int
+	Leases      int
+	OpenPuts    int
+	Guarantee   string
+	Durability  string
+	BudgetBytes uint64
+}
+
+// Status reads the totals.
+func (s *Store) Status() (Status, error) {
+	size, free, err := s.dir.Space()
+	if err != nil {
+		return Status{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Status{
+		Instance: s.instance, Directory: s.dir.Path(), Started: s.started, Adopted: s.adopted,
+		Capacity: size, Free: free, Used: s.usedBytesLocked(), Held: s.heldBytesLocked(),
+		Models: len(s.models), Versions: len(s.versions), Damaged: len(s.lost), Segments: len(s.segments),
+		Leases: len(s.leases), OpenPuts: s.openPuts, Guarantee: s.Guarantee(), Durability: s.Durability(), BudgetBytes: s.opt.MaxBytes,
+	}, nil
+}
+
+func (s *Store) usedBytesLocked() uint64 {
+	n := uint64(0)
+	for _, sg := range s.segments {
+		n += sg.use.Blocks
+	}
+	for _, v := range s.versions {
+		n += v.tableUse.Blocks
+	}
+	return n
+}
+
+// heldBytesLocked is what deleted versions keep from the kernel: each segment once, and none that a stored version uses.
+func (s *Store) heldBytesLocked() uint64 {
+	n := uint64(0)
+	seen := map[*segment]bool{}
+	for v := range s.held {
+		n += v.tableUse.Blocks
+		for _, sg := range v.segs {
+			if !seen[sg] && s.segments[sg.id] != sg {
+				seen[sg] = true
+				n += sg.use.Blocks
+			}
+		}
+	}
+	return n
+}

@@ -1,0 +1,465 @@
+// Package store is the daemon's mind: which versions there are, where their bytes lie, what they are called and who holds
+// them. It is a plain Go interface without gRPC; internal/server puts it on a socket.
+//
+// # What is on the file system
+//
+// One directory of a tmpfs, owned by the daemon:
+//
+//	lock        flock of the daemon that serves this directory
+//	catalog     names, tags and the digests they point at (JSON, replaced whole)
+//	t-<digest>  a version: its table (models/table)
+//	s-<id>      a segment: a valid safetensors file
+//
+// A file is published before the catalog names it and unlinked after the catalog forgets it, so whatever the moment of a
+// crash, everything the catalog names is whole, and what it does not name is litter that the next start sweeps away.
+//
+// # Locks
+//
+// mu guards everything that is marked so. It is held while the catalog is written, never while bytes are moved or hashed.
+package store
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/ref"
+	"github.com/zcstore/zcstore/models/table"
+	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
+)
+
+const (
+	catalogFile   = "catalog"
+	catalogFormat = 1
+	tablePrefix   = "t-"
+	segmentPrefix = "s-"
+
+	// dedupBytes is the size from which a tensor is looked for in other versions; smaller ones are simply written.
+	dedupBytes = 64 << 10
+	// maxSegments is how many files a worker maps for one version.
+	maxSegments = 8
+)
+
+// Options say where a store is and what it may use. The zero value of a field is its default.
+type Options struct {
+	Dir      string // directory of segments; made when missing
+	AnyFS    bool   // take a directory that is not on a tmpfs (tests)
+	MaxBytes uint64 // budget for segments and tables; 0: what the file system has
+	MaxPuts  int    // open puts at once; 0: 8
+	Log      *zap.Logger
+}
+
+// Store is safe for concurrent use.
+type Store struct {
+	opt      Options     // immutable
+	dir      *shm.Dir    // immutable
+	lock     *os.File    // immutable; the flock
+	log      *zap.Logger // immutable
+	instance string      // immutable; changes with every Open
+	started  time.Time   // immutable
+	adopted  int         // immutable; versions found at Open
+
+	mu       sync.Mutex
+	models   map[string]*model            // guarded by mu
+	versions map[manifest.Digest]*version // guarded by mu; those that a tag names
+	lost     map[manifest.Digest]error    // guarded by mu; named by the catalog, but their files are not whole
+	segments map[string]*segment          // guarded by mu; linked ones
+	content  map[manifest.Digest]place    // guarded by mu; where a tensor of dedupBytes or more lies
+	held     map[*version]struct{}        // guarded by mu; deleted, and leases hold them
+	leases   map[uint64]*Lease            // guarded by mu
+	nextID   uint64                       // guarded by mu
+	openPuts int                          // guarded by mu
+}
+
+// model is a name with its tags. Fields are guarded by Store.mu.
+type model struct {
+	name    string
+	tags    map[string]manifest.Digest
+	created map[manifest.Digest]time.Time
+	next    int // number of the next automatic tag
+}
+
+// version is one stored version. Immutable but for leases and tagged, which Store.mu guards.
+type version struct {
+	digest   manifest.Digest
+	kind     string // what the root is
+	tensors  int
+	bytes    uint64 // of all tensors
+	tableUse shm.Usage
+	segs     []*segment // in the order of the table
+	used     []uint64   // bytes of each that this version uses
+	rows     []rowPlace // tensors of dedupBytes or more, to forget them in content
+	leases   int
+	deleted  bool
+}
+
+type rowPlace struct {
+	sum manifest.Digest
+	place
+}
+
+// place is where a tensor's bytes lie.
+type place struct {
+	seg    *segment
+	offset uint64
+}
+
+// segment is a linked file, or one that only held versions use. refs and pins are guarded by Store.mu.
+type segment struct {
+	id   string
+	use  shm.Usage
+	refs int // tagged versions that use it
+	pins int // open puts that plan to use it
+}
+
+func (s *segment) file() string { return segmentPrefix + s.id }
+
+func tableFile(d manifest.Digest) string { return tablePrefix + d.Hex() }
+
+// catalogJSON is the file.
+type catalogJSON struct {
+	Format int                  `json:"format"`
+	Models map[string]modelJSON `json:"models"`
+}
+
+type modelJSON struct {
+	Next    int                           `json:"next"`
+	Tags    map[string]manifest.Digest    `json:"tags"`
+	Created map[manifest.Digest]time.Time `json:"created"`
+}
+
+// LockedError says that another process serves the directory.
+type LockedError struct{ Dir, Holder string }
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("another daemon (%s) serves the segments in %s", e.Holder, e.Dir)
+}
+
+// Open opens the store of a directory: it takes its lock, adopts what the catalog names, and sweeps away what it does not.
+// Errors: *LockedError; Corrupt when the catalog itself cannot be read.
+func Open(opt Options) (*Store, error) {
+	if opt.MaxPuts <= 0 {
+		opt.MaxPuts = 8
+	}
+	if opt.Log == nil {
+		opt.Log = zap.NewNop()
+	}
+	dir, err := shm.OpenDir(opt.Dir, opt.AnyFS)
+	if err != nil {
+		return nil, err
+	}
+	lock, holder, err := dir.Lock(fmt.Sprintf("pid %d", os.Getpid()))
+	if err != nil {
+		dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &LockedError{Dir: opt.Dir, Holder: holder}
+		}
+		return nil, err
+	}
+	s := &Store{
+		opt: opt, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
+		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{},
+		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
+	}
+	if err := s.adopt(); err != nil {
+		s.Close()
+		return nil, err
+	}
+	s.adopted = len(s.versions)
+	return s, nil
+}
+
+// Close lets go of the directory. Everything stored stays, for the next Open.
+func (s *Store) Close() error { return errors.Join(s.lock.Close(), s.dir.Close()) }
+
+// Instance is an id that changes with every Open.
+func (s *Store) Instance() string { return s.instance }
+
+// Dir is where the segments are.
+func (s *Store) Dir() string { return s.dir.Path() }
+
+func randomID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// adopt reads the catalog and the files it names, and removes the rest.
+func (s *Store) adopt() error {
+	cat, err := s.readCatalog()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keep := map[string]bool{"lock": true, catalogFile: true}
+	for name, mj := range cat.Models {
+		if r, err := ref.Parse(name); err != nil || !r.Bare() {
+			return s.corruptCatalog(fmt.Errorf("model name %q", name))
+		}
+		m := &model{name: name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, next: mj.Next}
+		s.models[name] = m
+		for tag, digest := range mj.Tags {
+			if _, err := ref.Parse(name + ":" + tag); err != nil {
+				return s.corruptCatalog(err)
+			}
+			m.tags[tag] = digest
+			m.created[digest] = mj.Created[digest]
+			keep[tableFile(digest)] = true
+			if s.versions[digest] != nil || s.lost[digest] != nil {
+				continue
+			}
+			v, err := s.adoptVersion(digest)
+			if err != nil {
+				s.lost[digest] = err
+				s.log.Error("stored version is damaged", zap.String("model", name+":"+tag), zap.Stringer("digest", digest), zap.Error(err))
+				continue
+			}
+			s.addVersionLocked(v)
+		}
+	}
+	for id := range s.segments {
+		keep[segmentPrefix+id] = true
+	}
+	return s.sweep(keep)
+}
+
+func (s *Store) readCatalog() (*catalogJSON, error) {
+	f, err := s.dir.Open(catalogFile)
+	if errors.Is(err, os.ErrNotExist) {
+		return &catalogJSON{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read catalog: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 256<<20))
+	if err != nil {
+		return nil, fmt.Errorf("read catalog: %w", err)
+	}
+	var cat catalogJSON
+	if err := json.Unmarshal(b, &cat); err != nil {
+		return nil, s.corruptCatalog(err)
+	}
+	if cat.Format != catalogFormat {
+		return nil, s.corruptCatalog(fmt.Errorf("format %d, this daemon reads %d", cat.Format, catalogFormat))
+	}
+	return &cat, nil
+}
+
+func (s *Store) corruptCatalog(err error) error {
+	return zcerr.New(zcerr.Corrupt, "the catalog in %s cannot be read: %w", s.dir.Path(), err).
+		WithHint("nothing was deleted; move the directory away to start empty, or start the version of zcstored that wrote it")
+}
+
+// adoptVersion opens a version's table and checks that its segments are there and whole.
+func (s *Store) adoptVersion(digest manifest.Digest) (*version, error) {
+	f, err := s.dir.Open(tableFile(digest))
+	if err != nil {
+		return nil, fmt.Errorf("table: %w", err)
+	}
+	defer f.Close()
+	use, err := shm.UsageOf(f)
+	if err != nil {
+		return nil, err
+	}
+	m, err := shm.Map(f, int(use.Size))
+	if err != nil {
+		return nil, fmt.Errorf("table: %w", err)
+	}
+	defer m.Close()
+	t, err := table.Open(m.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Verify(); err != nil {
+		return nil, err
+	}
+	man, segs, locs, err := t.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	if t.Digest() != digest {
+		return nil, fmt.Errorf("the table is of %v", t.Digest())
+	}
+	found := make([]*segment, len(segs))
+	for i, sg := range segs {
+		if found[i] = s.segments[sg.ID]; found[i] == nil {
+			if found[i], err = s.openSegment(sg.ID); err != nil {
+				return nil, err
+			}
+		}
+		if found[i].use.Size != sg.Bytes {
+			return nil, fmt.Errorf("segment %d has %d bytes, the table says %d", i, found[i].use.Size, sg.Bytes)
+		}
+	}
+	return newVersion(man, digest, use, found, locs), nil
+}
+
+func (s *Store) openSegment(id string) (*segment, error) {
+	f, err := s.dir.Open(segmentPrefix + id)
+	if err != nil {
+		return nil, fmt.Errorf("segment: %w", err)
+	}
+	defer f.Close()
+	use, err := shm.UsageOf(f)
+	if err != nil {
+		return nil, err
+	}
+	return &segment{id: id, use: use}, nil
+}
+
+func newVersion(m *manifest.Manifest, digest manifest.Digest, tableUse shm.Usage, segs []*segment, locs []table.Location) *version {
+	v := &version{digest: digest, kind: rootKind(m.Root), tensors: len(m.Tensors), tableUse: tableUse, segs: segs, used: make([]uint64, len(segs))}
+	for i := range m.Tensors {
+		size := uint64(m.Tensors[i].Bytes())
+		v.bytes += size
+		if size == 0 {
+			continue
+		}
+		v.used[locs[i].Segment] += size
+		if size >= dedupBytes {
+			v.rows = append(v.rows, rowPlace{m.Tensors[i].SHA256, place{segs[locs[i].Segment], locs[i].Offset}})
+		}
+	}
+	return v
+}
+
+func rootKind(n *manifest.Node) string {
+	if n.Impl != "" {
+		return n.Impl
+	}
+	return n.Kind.String()
+}
+
+// addVersionLocked makes a version known: its segments, and its tensors for the next put.
+func (s *Store) addVersionLocked(v *version) {
+	s.versions[v.digest] = v
+	delete(s.lost, v.digest)
+	for _, sg := range v.segs {
+		sg.refs++
+		s.segments[sg.id] = sg
+	}
+	for _, r := range v.rows {
+		if _, ok := s.content[r.sum]; !ok {
+			s.content[r.sum] = r.place
+		}
+	}
+}
+
+// sweep removes files that a crash left: made, and never named by the catalog.
+func (s *Store) sweep(keep map[string]bool) error {
+	names, err := s.dir.Names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		ours := strings.HasPrefix(n, tablePrefix) || strings.HasPrefix(n, segmentPrefix) || n == catalogFile+".new"
+		if !ours || keep[n] {
+			continue
+		}
+		if err := s.dir.Remove(n); err != nil {
+			return err
+		}
+		s.log.Info("removed what an interrupted put or rm had left", zap.String("file", n[:2]+"..."))
+	}
+	return nil
+}
+
+// writeCatalogLocked makes the names durable for the life of the directory.
+func (s *Store) writeCatalogLocked() error {
+	cat := catalogJSON{Format: catalogFormat, Models: map[string]modelJSON{}}
+	for name, m := range s.models {
+		cat.Models[name] = modelJSON{Next: m.next, Tags: m.tags, Created: m.created}
+	}
+	b, err := json.Marshal(cat)
+	if err != nil {
+		return err
+	}
+	if err := s.dir.ReplaceFile(catalogFile, b); err != nil {
+		var full *shm.NoSpaceError
+		if errors.As(err, &full) {
+			return noSpace(full.Need, full.Have, s.heldBytesLocked())
+		}
+		return fmt.Errorf("write catalog: %w", err)
+	}
+	return nil
+}
+
+func noSpace(need, have, held uint64) error {
+	e := zcerr.New(zcerr.NoSpace, "%s needed, %s free in shared memory", Bytes(need), Bytes(have))
+	if held > 0 {
+		return e.WithHint("%s are held by workers of deleted versions: see 'zcctl ps'; or remove a version: 'zcctl rm REF'", Bytes(held))
+	}
+	return e.WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), or give shared memory more room: mount -o remount,size=SIZE /dev/shm, docker run --shm-size=SIZE")
+}
+
+// Bytes writes a size for people: 86.7 MiB.
+func Bytes(n uint64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, unit := float64(n), "KMGTPE"
+	i := -1
+	for f >= 1024 && i < len(unit)-1 {
+		f /= 1024
+		i++
+	}
+	return fmt.Sprintf("%.1f %ciB", f, unit[i])
+}
+
+// tagsOf lists the tags of a model that point at a digest, sorted: the automatic ones by number first.
+func (m *model) tagsOf(d manifest.Digest) []string {
+	var tags []string
+	for tag, got := range m.tags {
+		if got == d {
+			tags = append(tags, tag)
+		}
+	}
+	slices.SortFunc(tags, compareTags)
+	return tags
+}
+
+// compareTags puts v2 before v10 and both before names.
+func compareTags(a, b string) int {
+	na, aok := autoNumber(a)
+	nb, bok := autoNumber(b)
+	switch {
+	case aok && bok:
+		return na - nb
+	case aok:
+		return -1
+	case bok:
+		return 1
+	}
+	return strings.Compare(a, b)
+}
+
+// autoNumber is N for the tag vN.
+func autoNumber(tag string) (int, bool) {
+	digits, ok := strings.CutPrefix(tag, "v")
+	if !ok || digits == "" || len(digits) > 9 || digits[0] == '0' {
+		return 0, false
+	}
+	n := 0
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = 10*n + int(c-'0')
+	}
+	return n, true
+}
