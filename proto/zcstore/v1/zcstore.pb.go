@@ -1,7 +1,7 @@
 // The protocol of zcstore, whole. proto/README.md tells the sequence of one put and of one attach.
 //
 // Transport: gRPC over a Unix stream socket. Descriptors travel in band: they are sent beside the bytes of the same
-// connection (SCM_RIGHTS), and a reply names them by their ordinal on that connection (0 is the first descriptor ever sent
+// connection (SCM_RIGHTS), and a reply names them by their ordinal on that connection (1 is the first descriptor ever sent
 // on it). The bytes of a put travel on the raw channel of the same socket.
 //
 // Versions: PROTOCOL 1, TABLE 1 (models/table), SEGMENT FORMAT 1 (safetensors with the alignment of shm/README).
@@ -947,6 +947,7 @@ type VersionInfo struct {
 	Deleted       bool                   `protobuf:"varint,9,opt,name=deleted,proto3" json:"deleted,omitempty"` // no tag names it; leases hold it
 	Kind          string                 `protobuf:"bytes,10,opt,name=kind,proto3" json:"kind,omitempty"`       // what the root of the tree is: "struct", "text", ...
 	TableBytes    uint64                 `protobuf:"varint,11,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
+	Damaged       string                 `protobuf:"bytes,12,opt,name=damaged,proto3" json:"damaged,omitempty"` // why it is not served; empty otherwise
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1056,6 +1057,13 @@ func (x *VersionInfo) GetTableBytes() uint64 {
 		return x.TableBytes
 	}
 	return 0
+}
+
+func (x *VersionInfo) GetDamaged() string {
+	if x != nil {
+		return x.Damaged
+	}
+	return ""
 }
 
 type SegmentInfo struct {
@@ -1846,7 +1854,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"\x1f\n" +
 	"\vShowRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xd0\x02\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xea\x02\n" +
 	"\vVersionInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x16\n" +
@@ -1860,7 +1868,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x04kind\x18\n" +
 	" \x01(\tR\x04kind\x12\x1f\n" +
 	"\vtable_bytes\x18\v \x01(\x04R\n" +
-	"tableBytes\"\xab\x01\n" +
+	"tableBytes\x12\x18\n" +
+	"\adamaged\x18\f \x01(\tR\adamaged\"\xab\x01\n" +
 	"\vSegmentInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +

@@ -1,7 +1,7 @@
 // The protocol of zcstore, whole. proto/README.md tells the sequence of one put and of one attach.
 //
 // Transport: gRPC over a Unix stream socket. Descriptors travel in band: they are sent beside the bytes of the same
-// connection (SCM_RIGHTS), and a reply names them by their ordinal on that connection (0 is the first descriptor ever sent
+// connection (SCM_RIGHTS), and a reply names them by their ordinal on that connection (1 is the first descriptor ever sent
 // on it). The bytes of a put travel on the raw channel of the same socket.
 //
 // Versions: PROTOCOL 1, TABLE 1 (models/table), SEGMENT FORMAT 1 (safetensors with the alignment of shm/README).

@@ -1,0 +1,133 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"strconv"
+
+	"go.uber.org/zap"
+
+	"github.com/zcstore/zcstore/internal/fdpass"
+	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/table"
+	"github.com/zcstore/zcstore/proto/zcerr"
+	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
+)
+
+// Attach implements the service. The stream is the lease: its end releases everything opened on it.
+func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
+	conn, cred, ok := fdpass.FromContext(stream.Context())
+	if !ok {
+		return unaware()
+	}
+	s.clients.Add(1)
+	defer s.clients.Add(-1)
+	mine := map[uint64]bool{}
+	defer func() {
+		for id := range mine {
+			s.st.Release(id)
+		}
+	}()
+	holder := store.Holder{PID: cred.PID, UID: cred.UID, Command: commandOf(cred.PID)}
+	for first := true; ; first = false {
+		req, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if first {
+			if err := checkProtocol(req.Protocol); err != nil {
+				return err
+			}
+		}
+		conn.Claimed(req.Claimed)
+		var reply *zcstorev1.AttachReply
+		switch step := req.Step.(type) {
+		case *zcstorev1.AttachRequest_Open:
+			opened, err := s.handOut(conn, holder, step.Open)
+			if err != nil {
+				s.log.Info("refused", zap.String("method", "attach"), zap.String("model", step.Open), zap.Stringer("kind", zcerr.KindOf(err)), zap.Int32("pid", cred.PID), zap.Error(err))
+				reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Error{Error: wireError(zcerr.Wrap("attach", step.Open, err))}}
+				break
+			}
+			mine[opened.Lease] = true
+			reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Opened{Opened: opened}}
+		case *zcstorev1.AttachRequest_Release:
+			if mine[step.Release] {
+				delete(mine, step.Release)
+				s.st.Release(step.Release)
+			}
+			reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Released{Released: step.Release}}
+		default:
+			return zcerr.New(zcerr.Invalid, "an attach request opens or releases")
+		}
+		if err := stream.Send(reply); err != nil {
+			return err
+		}
+	}
+}
+
+// handOut takes a lease and queues its files on the connection.
+func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (*zcstorev1.Attached, error) {
+	l, files, err := s.st.Attach(target, h)
+	if err != nil {
+		return nil, err
+	}
+	first, err := conn.Queue(files...)
+	for _, f := range files {
+		f.Close()
+	}
+	if err != nil {
+		s.st.Release(l.ID)
+		switch {
+		case errors.Is(err, fdpass.ErrUnaware):
+			return nil, unaware()
+		case errors.Is(err, fdpass.ErrTooManyInFlight):
+			return nil, zcerr.New(zcerr.Limit, "%w", err).WithHint("take the descriptors of earlier replies first")
+		}
+		return nil, err
+	}
+	return &zcstorev1.Attached{
+		Lease: l.ID, Digest: l.Digest[:], Ref: l.Ref, FirstFd: first, Fds: uint32(len(files)),
+		TableBytes: l.TableBytes, TableVersion: table.Version, Instance: s.st.Instance(),
+	}, nil
+}
+
+func unaware() error {
+	return zcerr.New(zcerr.Conflict, "this client takes no descriptors on its gRPC connection").
+		WithHint("attach on the raw channel of the same socket: proto/README.md")
+}
+
+func wireError(err error) *zcstorev1.Error {
+	var e *zcerr.Error
+	if !errors.As(err, &e) {
+		e = &zcerr.Error{Kind: zcerr.KindOf(err), Err: err}
+	}
+	msg := e.Kind.String()
+	if e.Err != nil {
+		msg = e.Err.Error()
+	}
+	return &zcstorev1.Error{Code: uint32(e.Kind.Code()), Kind: e.Kind.String(), Message: msg, Op: e.Op, Model: e.Model, Hint: e.Hint}
+}
+
+// commandOf is the command line of a process, for people. Empty when it has gone or may not be seen.
+func commandOf(pid int32) string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/cmdline")
+	if err != nil {
+		return ""
+	}
+	b = bytes.TrimRight(b, "\x00")
+	if len(b) > 256 {
+		b = b[:256]
+	}
+	for i, c := range b {
+		if c < 0x20 || c == 0x7f {
+			b[i] = ' '
+		}
+	}
+	return string(bytes.ToValidUTF8(b, []byte("?")))
+}

@@ -1,0 +1,146 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/zcstore/zcstore/internal/fdpass"
+	"github.com/zcstore/zcstore/internal/peercred"
+	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/proto/zcerr"
+)
+
+// The raw channel: the same socket, for whatever is no gRPC. A connection begins with "ZCR1 " and one line:
+//
+//	ZCR1 put TICKET\n      the bytes of a put follow; the answer comes on the Put stream
+//	ZCR1 attach REF\n      the answer is one line of JSON, with the descriptors beside its first byte; the connection
+//	                       is the lease
+const maxRawLine = 1 << 10
+
+// rawAttached is the answer to attach.
+type rawAttached struct {
+	Ref        string    `json:"ref"`
+	Digest     string    `json:"digest"`
+	TableBytes uint64    `json:"table_bytes"`
+	Segments   int       `json:"segments"` // descriptors after the first, which is the table; each is a safetensors file
+	Error      *rawError `json:"error,omitempty"`
+}
+
+type rawError struct {
+	Kind    string `json:"kind"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+func (s *Server) serveRaw(ctx context.Context, ln *fdpass.Listener, wg *sync.WaitGroup) {
+	for {
+		conn, err := ln.AcceptUnix()
+		if err != nil {
+			return // closed
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			defer conn.Close()
+			stop := context.AfterFunc(ctx, func() {
+				// A put is drained with its stream; a lease ends now.
+				time.AfterFunc(drainTimeout, func() { conn.Close() })
+			})
+			defer stop()
+			if err := s.raw(ctx, conn); err != nil {
+				s.log.Info("refused", zap.String("method", "raw"), zap.Stringer("kind", zcerr.KindOf(err)), zap.Error(err))
+			}
+		}()
+	}
+}
+
+func (s *Server) raw(ctx context.Context, conn *net.UnixConn) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = zcerr.New(zcerr.Other, "panic: %v", p)
+		}
+	}()
+	cred, err := peercred.Of(conn)
+	if err != nil {
+		return err
+	}
+	line, err := readLine(conn)
+	if err != nil {
+		return err
+	}
+	verb, arg, _ := strings.Cut(strings.TrimPrefix(line, fdpass.MagicRaw+" "), " ")
+	switch verb {
+	case "put":
+		return s.receive(conn, cred, arg)
+	case "attach":
+		return s.attachRaw(ctx, conn, cred, arg)
+	}
+	return reply(conn, rawAttached{Error: &rawError{Kind: zcerr.Invalid.String(), Message: "the raw channel knows put and attach"}})
+}
+
+// readLine reads up to a newline and not a byte further: what follows belongs to the put.
+func readLine(conn *net.UnixConn) (string, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(handshake)); err != nil {
+		return "", err
+	}
+	var line []byte
+	var b [1]byte
+	for len(line) < maxRawLine {
+		if _, err := io.ReadFull(conn, b[:]); err != nil {
+			return "", fmt.Errorf("read the first line: %w", err)
+		}
+		if b[0] == '\n' {
+			return string(line), conn.SetReadDeadline(time.Time{})
+		}
+		line = append(line, b[0])
+	}
+	return "", zcerr.New(zcerr.Invalid, "the first line has over %d bytes", maxRawLine)
+}
+
+func (s *Server) attachRaw(ctx context.Context, conn *net.UnixConn, cred peercred.Cred, target string) error {
+	l, files, err := s.st.Attach(target, store.Holder{PID: cred.PID, UID: cred.UID, Command: commandOf(cred.PID)})
+	if err != nil {
+		return errors.Join(err, reply(conn, rawAttached{Error: &rawError{Kind: zcerr.KindOf(err).String(), Message: err.Error(), Hint: zcerr.HintOf(err)}}))
+	}
+	defer s.st.Release(l.ID)
+	answer, err := json.Marshal(rawAttached{Ref: l.Ref, Digest: "sha256:" + hex.EncodeToString(l.Digest[:]), TableBytes: l.TableBytes, Segments: len(files) - 1})
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	if err == nil {
+		err = fdpass.SendFDs(conn, append(answer, '\n'), fds...)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	_, _ = io.Copy(io.Discard, conn) // until the client goes
+	return nil
+}
+
+func reply(conn *net.UnixConn, a rawAttached) error {
+	b, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	if err := conn.SetWriteDeadline(time.Now().Add(handshake)); err != nil {
+		return err
+	}
+	_, err = conn.Write(append(b, '\n'))
+	return err
+}

@@ -1,0 +1,269 @@
+// Package server puts a store on a Unix socket: gRPC for control and descriptors, the raw channel for bytes and for other
+// languages. It parses requests, calls the store and maps errors; what is stored, and why not, is decided there.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"github.com/zcstore/zcstore/internal/fdpass"
+	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/table"
+	"github.com/zcstore/zcstore/proto/zcerr"
+	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
+)
+
+// Protocol is the version this server speaks.
+const Protocol = 1
+
+// Limits of one daemon.
+const (
+	maxStreams   = 64 // of one connection
+	maxRecv      = 1 << 20
+	maxSend      = 4 << 20
+	maxHeaders   = 16 << 10
+	handshake    = 10 * time.Second
+	idleUpload   = 30 * time.Second // no byte of a put for so long: cut
+	drainTimeout = 10 * time.Second // open puts, at the end
+)
+
+// Server serves one store.
+type Server struct {
+	zcstorev1.UnimplementedStoreServer
+
+	st      *store.Store
+	log     *zap.Logger
+	version string
+	clients atomic.Int32 // open Attach streams
+
+	mu      sync.Mutex
+	tickets map[string]*upload // guarded by mu
+	puts    sync.WaitGroup     // running Put calls
+}
+
+// New makes a server for a store. version is shown by Status.
+func New(st *store.Store, log *zap.Logger, version string) *Server {
+	if log == nil {
+		log = zap.NewNop()
+	}
+	return &Server{st: st, log: log, version: version, tickets: map[string]*upload{}}
+}
+
+// Listen listens on a path socket (0660). It takes over the socket of a dead daemon, and refuses that of a living one and
+// anything that is no socket.
+func Listen(path string) (*net.UnixListener, error) {
+	if len(path) > 107 {
+		return nil, zcerr.New(zcerr.Invalid, "socket path %s has %d bytes, the kernel takes 107", path, len(path)).WithHint("choose a shorter one with --socket")
+	}
+	if st, err := os.Lstat(path); err == nil {
+		if st.Mode()&os.ModeSocket == 0 {
+			return nil, zcerr.New(zcerr.Conflict, "%s is there and is no socket", path).WithHint("move it away, or choose another --socket")
+		}
+		if c, err := net.DialTimeout("unix", path, 2*time.Second); err == nil {
+			c.Close()
+			return nil, zcerr.New(zcerr.Conflict, "another daemon answers on %s", path).WithHint("use it (zcctl --socket %s status), or choose another --socket", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove the socket of a dead daemon: %w", err)
+		}
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("socket mode: %w", err)
+	}
+	return ln, nil
+}
+
+// Serve serves until ctx ends; then it lets open puts finish for a while and closes everything. It owns ln.
+func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
+	g := grpc.NewServer(
+		grpc.Creds(fdpass.ServerCredentials(fdpass.ServerOptions{})),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxRecvMsgSize(maxRecv), grpc.MaxSendMsgSize(maxSend),
+		grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(handshake),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
+	)
+	zcstorev1.RegisterStoreServer(g, s)
+	alive := health.NewServer()
+	alive.SetServingStatus("zcstore.v1.Store", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(g, alive)
+
+	grpcLn, rawLn := fdpass.Split(ln, fdpass.SplitOptions{})
+	var raw sync.WaitGroup
+	raw.Add(1)
+	go func() {
+		defer raw.Done()
+		s.serveRaw(ctx, rawLn, &raw)
+	}()
+	stop := context.AfterFunc(ctx, func() {
+		alive.Shutdown()
+		done := make(chan struct{})
+		go func() { s.puts.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(drainTimeout):
+			s.log.Warn("open puts were cut", zap.Duration("after", drainTimeout))
+		}
+		rawLn.Close()
+		g.Stop()
+	})
+	err := g.Serve(grpcLn)
+	if stop() { // it ended by itself
+		rawLn.Close()
+		g.Stop()
+	}
+	raw.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	start := time.Now()
+	defer func() { err = s.finish(ctx, info.FullMethod, start, recover(), err) }()
+	return next(ctx, req)
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	start := time.Now()
+	defer func() { err = s.finish(ss.Context(), info.FullMethod, start, recover(), err) }()
+	return next(srv, ss)
+}
+
+// finish turns a panic into an error, logs what failed, and gives errors their wire form.
+func (s *Server) finish(ctx context.Context, method string, start time.Time, panicked any, err error) error {
+	if panicked != nil {
+		s.log.Error("panic in a handler", zap.String("method", method), zap.Any("panic", panicked), zap.ByteString("stack", debug.Stack()))
+		err = zcerr.New(zcerr.Other, "internal error in %s", method).WithHint("this is a bug of zcstored; its log has the stack")
+	}
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok && !errors.As(err, new(*zcerr.Error)) {
+		return err // of the transport
+	}
+	_, cred, _ := fdpass.FromContext(ctx)
+	s.log.Info("refused", zap.String("method", method), zap.Stringer("kind", zcerr.KindOf(err)), zap.Int32("pid", cred.PID),
+		zap.Uint32("uid", cred.UID), zap.Duration("dur", time.Since(start)), zap.Error(err))
+	return zcerr.ToStatus(err).Err()
+}
+
+func checkProtocol(got uint32) error {
+	if got != Protocol {
+		return zcerr.New(zcerr.Unsupported, "the client speaks protocol %d, this daemon protocol %d", got, Protocol).
+			WithHint("use a client and a daemon of the same release")
+	}
+	return nil
+}
+
+// List implements the service.
+func (s *Server) List(req *zcstorev1.ListRequest, out zcstorev1.Store_ListServer) error {
+	infos, err := s.st.List(req.Name, req.All)
+	if err != nil {
+		return err
+	}
+	for _, info := range infos {
+		if err := out.Send(versionInfo(info)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Show implements the service.
+func (s *Server) Show(_ context.Context, req *zcstorev1.ShowRequest) (*zcstorev1.VersionInfo, error) {
+	info, err := s.st.Show(req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return versionInfo(info), nil
+}
+
+// Tag implements the service.
+func (s *Server) Tag(_ context.Context, req *zcstorev1.TagRequest) (*zcstorev1.TagReply, error) {
+	digest, previous, err := s.st.Tag(req.Source, req.Target, req.Replace)
+	if err != nil {
+		return nil, err
+	}
+	r := &zcstorev1.TagReply{Digest: digest[:]}
+	if previous != ([32]byte{}) {
+		r.Previous = previous[:]
+	}
+	s.log.Info("tag", zap.String("model", req.Target), zap.Stringer("digest", digest))
+	return r, nil
+}
+
+// Remove implements the service.
+func (s *Server) Remove(_ context.Context, req *zcstorev1.RemoveRequest) (*zcstorev1.RemoveReply, error) {
+	rm, err := s.st.Remove(req.Ref, req.All)
+	if err != nil {
+		return nil, err
+	}
+	r := &zcstorev1.RemoveReply{Untagged: rm.Untagged, FreedBytes: rm.Freed, HeldBytes: rm.Held, PinnedBytes: rm.Pinned}
+	for _, d := range rm.Versions {
+		r.Removed = append(r.Removed, d[:])
+	}
+	s.log.Info("remove", zap.String("model", req.Ref), zap.Uint64("freed_bytes", rm.Freed), zap.Uint64("held_bytes", rm.Held))
+	return r, nil
+}
+
+// Holders implements the service.
+func (s *Server) Holders(req *zcstorev1.HoldersRequest, out zcstorev1.Store_HoldersServer) error {
+	for _, l := range s.st.Holders(req.Name) {
+		if err := out.Send(&zcstorev1.Holder{
+			Lease: l.ID, Ref: l.Ref, Digest: l.Digest[:], Pid: l.Holder.PID, Uid: l.Holder.UID, Command: l.Holder.Command,
+			SinceUnixMs: l.Since.UnixMilli(), Deleted: l.Deleted,
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Status implements the service.
+func (s *Server) Status(context.Context, *zcstorev1.StatusRequest) (*zcstorev1.StatusReply, error) {
+	st, err := s.st.Status()
+	if err != nil {
+		return nil, err
+	}
+	return &zcstorev1.StatusReply{
+		Protocol: Protocol, TableVersion: table.Version, SegmentFormat: store.SegmentFormat, Version: s.version,
+		Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Instance: st.Instance, Backing: "shm", Directory: st.Directory,
+		Guarantee: st.Guarantee, Durability: st.Durability, CapacityBytes: st.Capacity, FreeBytes: st.Free, UsedBytes: st.Used,
+		HeldAfterDeleteBytes: st.Held, Models: uint32(st.Models), Versions: uint32(st.Versions), Segments: uint32(st.Segments),
+		Leases: uint32(st.Leases), Clients: uint32(s.clients.Load()), OpenPuts: uint32(st.OpenPuts),
+		StartedUnixMs: st.Started.UnixMilli(), AdoptedVersions: uint32(st.Adopted),
+	}, nil
+}
+
+func versionInfo(v store.VersionInfo) *zcstorev1.VersionInfo {
+	out := &zcstorev1.VersionInfo{
+		Name: v.Name, Tags: v.Tags, Digest: v.Digest[:], TensorBytes: v.TensorBytes, Tensors: uint32(v.Tensors),
+		Holders: uint32(v.Holders), CreatedUnixMs: v.Created.UnixMilli(), Deleted: v.Deleted, Kind: v.Kind,
+		TableBytes: v.TableBytes, Damaged: v.Damaged,
+	}
+	for _, sg := range v.Segments {
+		out.Segments = append(out.Segments, &zcstorev1.SegmentInfo{
+			Id: sg.ID, SizeBytes: sg.SizeBytes, UsedBytes: sg.UsedBytes, Inode: sg.Inode, Versions: uint32(sg.Versions), Guarantee: sg.Guarantee,
+		})
+	}
+	return out
+}
