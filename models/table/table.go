@@ -285,7 +285,9 @@ func (t *Table) text(ref []byte) ([]byte, bool) {
 	return t.b[at : at+n : at+n], true
 }
 
-func badEntry(what string, i int) error { return fmt.Errorf("%w: %s %d is out of bounds", ErrFormat, what, i) }
+func badEntry(what string, i int) error {
+	return fmt.Errorf("%w: %s %d is out of bounds", ErrFormat, what, i)
+}
 
 // Segments is the number of segments.
 func (t *Table) Segments() int { return t.count[secSegments] }
