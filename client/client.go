@@ -1,0 +1,411 @@
+// Package client is how a Go program uses a zcstore daemon.
+//
+//	c, err := client.Dial(ctx, client.Options{})       // the default socket
+//	m, err := c.Attach(ctx, "minilm:prod")             // maps the version's shared segments, read-only
+//	v, err := m.Tensor(row)                            // a view on the shared pages: nothing is copied
+//	m.Close()
+//
+// Most programs use client/pipeline (structs with models in them) or client/text (ready text pipelines) on top of it.
+//
+// # Leases
+//
+// A Client keeps one stream to the daemon open; it is the lease on everything attached, and ends with the process, however
+// that ends. When the daemon goes away, models that are attached keep computing on the pages they have mapped, and the next
+// call connects to the new daemon.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/zcstore/zcstore/internal/fdpass"
+	"github.com/zcstore/zcstore/internal/socketpath"
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/table"
+	"github.com/zcstore/zcstore/proto/zcerr"
+	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
+	"github.com/zcstore/zcstore/shm"
+)
+
+// Protocol is the version this client speaks.
+const Protocol = 1
+
+// attachTimeout bounds one request on the lease stream when the caller's context does not.
+const attachTimeout = 30 * time.Second
+
+// Options say how to reach the daemon. The zero value is the default socket.
+type Options struct {
+	Socket    string                 // empty: $ZCSTORE_SOCKET, else the system's or the user's default
+	ServerUID func(uid uint32) error // who may be the daemon; nil: root and this process's own uid
+}
+
+// Client is a connection to one daemon. It is safe for concurrent use.
+type Client struct {
+	socket string
+	conn   *grpc.ClientConn
+	api    zcstorev1.StoreClient
+
+	// The lease stream. Requests on it are one at a time: whoever has the token in turn may use the rest.
+	turn   chan struct{}
+	stream zcstorev1.Store_AttachClient // nil until the first attach, and after the daemon went away
+	end    context.CancelFunc
+	fds    *fdpass.Conn
+
+	mu     sync.Mutex
+	closed bool            // guarded by mu
+	models map[*Model]bool // guarded by mu; not yet closed
+}
+
+// Dial makes a client. The connection is made by the first call, and again after the daemon was restarted.
+func Dial(_ context.Context, opt Options) (*Client, error) {
+	if opt.Socket == "" {
+		opt.Socket = socketpath.Default()
+	}
+	c := &Client{socket: opt.Socket, turn: make(chan struct{}, 1), models: map[*Model]bool{}}
+	var creds credentials.TransportCredentials = fdpass.ClientCredentials(fdpass.ClientOptions{AllowServerUID: opt.ServerUID})
+	conn, err := grpc.NewClient("passthrough:///zcstored",
+		grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(4<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", opt.Socket)
+		}))
+	if err != nil {
+		return nil, zcerr.Wrap("dial", "", err)
+	}
+	c.conn, c.api = conn, zcstorev1.NewStoreClient(conn)
+	return c, nil
+}
+
+// Socket is the path of the daemon's socket.
+func (c *Client) Socket() string { return c.socket }
+
+// Close ends the lease and closes every model that is still attached: their tensors must not be used any more.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	var open []*Model
+	for m := range c.models {
+		open = append(open, m)
+	}
+	c.mu.Unlock()
+	for _, m := range open {
+		m.unmap()
+	}
+	c.turn <- struct{}{}
+	c.dropStream()
+	<-c.turn
+	return c.conn.Close()
+}
+
+// fail gives an error of a call its op, model and, when no daemon answered, what to do about that.
+func (c *Client) fail(op, model string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = zcerr.FromStatus(err)
+	var e *zcerr.Error
+	if errors.As(err, &e) && e.Kind == zcerr.Unavailable && e.Hint == "" {
+		e = &zcerr.Error{Kind: e.Kind, Err: fmt.Errorf("no daemon answers on %s: %w", c.socket, rootCause(e.Err))}
+		e.Hint = "start one ('zcstored --dev --socket " + c.socket + "'), or name the socket of a running one with --socket or $" + socketpath.Env
+		err = e
+		if strings.Contains(e.Err.Error(), "permission denied") {
+			err = zcerr.New(zcerr.Denied, "uid %d may not connect to %s", os.Geteuid(), c.socket).WithHint("the socket's group decides who may: ls -l %s; join it, or use another daemon", c.socket)
+		}
+	}
+	return zcerr.Wrap(op, model, err)
+}
+
+// rootCause shortens what grpc wraps around a failed dial.
+func rootCause(err error) error {
+	if err == nil {
+		return nil
+	}
+	msg := err.Error()
+	if i := strings.LastIndex(msg, "desc = \""); i >= 0 {
+		msg = msg[i+len("desc = \""):]
+	}
+	msg = strings.TrimPrefix(msg, "connection error: desc = ")
+	msg = strings.Trim(msg, "\"")
+	msg = strings.TrimPrefix(msg, "transport: ")
+	return errors.New(msg)
+}
+
+// dropStream ends the lease stream. Called with the turn.
+func (c *Client) dropStream() {
+	if c.end != nil {
+		c.end()
+	}
+	c.stream, c.end, c.fds = nil, nil, nil
+}
+
+// exchange sends one request on the lease stream and gives the reply with the connection that brought it. It finishes
+// even when ctx ends first, so that a reply and its descriptors never go astray; drop is then called with what came.
+func (c *Client) exchange(ctx context.Context, req *zcstorev1.AttachRequest, use func(*zcstorev1.AttachReply, *fdpass.Conn) error, undo func()) error {
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	done := make(chan error)
+	go func() {
+		err := c.request(req, use)
+		<-c.turn
+		select {
+		case done <- err:
+		case <-ctx.Done():
+			if err == nil {
+				undo()
+			}
+		}
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// request is one exchange, with the turn held. A stream that broke, because the daemon was restarted, is made again once.
+func (c *Client) request(req *zcstorev1.AttachRequest, use func(*zcstorev1.AttachReply, *fdpass.Conn) error) error {
+	for fresh := c.stream == nil; ; fresh = true {
+		reply, err := c.roundTrip(req)
+		if err == nil {
+			return use(reply, c.fds)
+		}
+		c.dropStream()
+		if fresh || zcerr.KindOf(zcerr.FromStatus(err)) != zcerr.Unavailable && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if _, release := req.Step.(*zcstorev1.AttachRequest_Release); release {
+			return nil // the lease went with the stream
+		}
+	}
+}
+
+func (c *Client) roundTrip(req *zcstorev1.AttachRequest) (*zcstorev1.AttachReply, error) {
+	if c.stream == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		stream, err := c.api.Attach(ctx)
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+		c.stream, c.end = stream, cancel
+		req.Protocol = Protocol
+	}
+	timer := time.AfterFunc(attachTimeout, c.end)
+	defer timer.Stop()
+	if c.fds != nil {
+		req.Claimed = c.fds.Settled()
+	}
+	if err := c.stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	reply, err := c.stream.Recv() // after an EOF of Send, it has the reason
+	if err != nil {
+		return nil, err
+	}
+	if c.fds == nil {
+		fds, _, ok := fdpass.FromContext(c.stream.Context())
+		if !ok {
+			return nil, errors.New("the connection carries no descriptors")
+		}
+		c.fds = fds
+	}
+	return reply, nil
+}
+
+// Attach takes a lease on a version and maps it. The caller closes the model. Errors: Invalid, NotFound, Corrupt,
+// Unavailable, Limit, Unsupported (another table version).
+func (c *Client) Attach(ctx context.Context, ref string) (*Model, error) {
+	m, err := c.attach(ctx, ref)
+	if err != nil {
+		return nil, c.fail("attach", ref, err)
+	}
+	return m, nil
+}
+
+func (c *Client) attach(ctx context.Context, ref string) (*Model, error) {
+	var m *Model
+	err := c.exchange(ctx, &zcstorev1.AttachRequest{Step: &zcstorev1.AttachRequest_Open{Open: ref}},
+		func(reply *zcstorev1.AttachReply, fds *fdpass.Conn) (err error) {
+			if e := reply.GetError(); e != nil {
+				return fromWire(e)
+			}
+			opened := reply.GetOpened()
+			if opened == nil {
+				return zcerr.New(zcerr.Other, "the daemon answered something else")
+			}
+			m, err = c.mapVersion(opened, fds)
+			return err
+		}, func() { _ = m.Close() })
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func fromWire(e *zcstorev1.Error) error {
+	for _, k := range zcerr.Kinds() {
+		if k.String() == e.Kind {
+			return &zcerr.Error{Kind: k, Op: e.Op, Model: e.Model, Hint: e.Hint, Err: errors.New(e.Message)}
+		}
+	}
+	return &zcerr.Error{Kind: zcerr.Other, Op: e.Op, Model: e.Model, Hint: e.Hint, Err: errors.New(e.Message)}
+}
+
+// mapVersion takes the descriptors of a reply, maps them and closes them: a mapping needs none.
+func (c *Client) mapVersion(a *zcstorev1.Attached, fds *fdpass.Conn) (*Model, error) {
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	var lost error
+	for i := range a.Fds {
+		f, err := fds.Take(a.FirstFd + uint64(i))
+		if err != nil {
+			lost = err
+			continue
+		}
+		files = append(files, f)
+	}
+	fds.Discard(a.FirstFd + uint64(a.Fds) - 1)
+	if lost != nil {
+		return nil, zcerr.New(zcerr.Limit, "%w", lost).WithHint("raise the limit of open files (ulimit -n), or close some")
+	}
+	m := &Model{c: c, lease: a.Lease, ref: a.Ref, instance: a.Instance}
+	if err := m.mapFiles(a, files); err != nil {
+		m.unmap()
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		m.unmap()
+		return nil, zcerr.New(zcerr.Canceled, "the client is closed")
+	}
+	c.models[m] = true
+	return m, nil
+}
+
+func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) error {
+	if len(files) == 0 || len(a.Digest) != len(m.digest) {
+		return zcerr.New(zcerr.Corrupt, "the daemon handed out nothing")
+	}
+	if a.TableVersion != table.Version {
+		return zcerr.New(zcerr.Unsupported, "the daemon writes table version %d, this program reads %d", a.TableVersion, table.Version).
+			WithHint("use a client and a daemon of the same release")
+	}
+	copy(m.digest[:], a.Digest)
+	tm, err := shm.Map(files[0], int(a.TableBytes))
+	if err != nil {
+		return zcerr.New(zcerr.Corrupt, "table: %w", err)
+	}
+	m.maps = append(m.maps, tm)
+	if m.table, err = table.Open(tm.Bytes()); err != nil {
+		return zcerr.New(zcerr.Corrupt, "%w", err)
+	}
+	if m.table.Digest() != m.digest || m.table.Segments() != len(files)-1 {
+		return zcerr.New(zcerr.Corrupt, "the table is of another version than the reply")
+	}
+	for i, f := range files[1:] {
+		sg, err := m.table.Segment(i)
+		if err != nil {
+			return zcerr.New(zcerr.Corrupt, "%w", err)
+		}
+		mp, err := shm.Map(f, int(sg.Bytes))
+		if err != nil {
+			return zcerr.New(zcerr.Corrupt, "segment %d: %w", i, err)
+		}
+		m.maps = append(m.maps, mp)
+	}
+	return nil
+}
+
+// List gives the stored versions of a model, or of all when name is empty; with all, also deleted ones that are held.
+func (c *Client) List(ctx context.Context, name string, all bool) ([]*zcstorev1.VersionInfo, error) {
+	stream, err := c.api.List(ctx, &zcstorev1.ListRequest{Name: name, All: all})
+	if err != nil {
+		return nil, c.fail("ls", name, err)
+	}
+	out, err := collect(stream)
+	return out, c.fail("ls", name, err)
+}
+
+// Holders gives the leases on a model, or all when name is empty, oldest first.
+func (c *Client) Holders(ctx context.Context, name string) ([]*zcstorev1.Holder, error) {
+	stream, err := c.api.Holders(ctx, &zcstorev1.HoldersRequest{Name: name})
+	if err != nil {
+		return nil, c.fail("ps", name, err)
+	}
+	out, err := collect(stream)
+	return out, c.fail("ps", name, err)
+}
+
+func collect[T any](stream grpc.ServerStreamingClient[T]) ([]*T, error) {
+	var out []*T
+	for {
+		v, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+}
+
+// Show gives one version.
+func (c *Client) Show(ctx context.Context, ref string) (*zcstorev1.VersionInfo, error) {
+	v, err := c.api.Show(ctx, &zcstorev1.ShowRequest{Ref: ref})
+	return v, c.fail("show", ref, err)
+}
+
+// Tag points target (NAME:TAG) at the version source. An existing tag moves only with replace.
+func (c *Client) Tag(ctx context.Context, source, target string, replace bool) (*zcstorev1.TagReply, error) {
+	r, err := c.api.Tag(ctx, &zcstorev1.TagRequest{Source: source, Target: target, Replace: replace})
+	return r, c.fail("tag", target, err)
+}
+
+// Remove takes a tag, a version or, with a bare name, a model away. Workers keep what they have mapped.
+func (c *Client) Remove(ctx context.Context, ref string, all bool) (*zcstorev1.RemoveReply, error) {
+	r, err := c.api.Remove(ctx, &zcstorev1.RemoveRequest{Ref: ref, All: all})
+	return r, c.fail("rm", ref, err)
+}
+
+// Status tells what the daemon is and holds.
+func (c *Client) Status(ctx context.Context) (*zcstorev1.StatusReply, error) {
+	r, err := c.api.Status(ctx, &zcstorev1.StatusRequest{})
+	return r, c.fail("status", "", err)
+}
+
+// Digest reads the digest of a message.
+func Digest(b []byte) manifest.Digest {
+	var d manifest.Digest
+	copy(d[:], b)
+	return d
+}
