@@ -139,7 +139,7 @@ func takeFlat[T number](b []byte, room []T) (s []T, rest []byte, err error) {
 	if n > len(b)/size {
 		return nil, nil, fmt.Errorf("%d elements of %d bytes in %d bytes", n, size, len(b))
 	}
-	if n <= len(room) {
+	if n > 0 && n <= len(room) {
 		s = room[:n:n]
 	} else {
 		s = make([]T, n)

@@ -78,11 +78,7 @@ func Start[Args, In, Out any](ctx context.Context, d *Def[Args, In, Out], args A
 	for i := range o.Workers {
 		s := &slot[In, Out]{index: i, info: Info{Index: i}}
 		p.slots = append(p.slots, s)
-		go func() {
-			err := p.revive(ctx, s)
-			p.put(s, nil)
-			errs <- err
-		}()
+		go func() { errs <- p.revive(ctx, s) }()
 	}
 	var first error
 	for range o.Workers {
@@ -90,6 +86,9 @@ func Start[Args, In, Out any](ctx context.Context, d *Def[Args, In, Out], args A
 			first = err
 			cancel() // the others need not go on
 		}
+	}
+	for _, s := range p.slots {
+		p.put(s, nil)
 	}
 	if first != nil {
 		return nil, errors.Join(first, p.Close())
