@@ -1,0 +1,57 @@
+package gpu
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+)
+
+// Backend makes devices. It is registered by the package that has it, which a program imports to have it.
+type Backend interface {
+	Name() string
+	Open(Options) (Device, error)
+}
+
+// Options are for all backends.
+type Options struct {
+	Threads int // 0: as many as the process may use
+}
+
+var (
+	mu       sync.Mutex
+	backends = map[string]Backend{} // guarded by mu
+)
+
+// Register makes a backend known. It is called from init functions; a name registered twice is a bug and panics.
+func Register(b Backend) {
+	mu.Lock()
+	defer mu.Unlock()
+	if _, dup := backends[b.Name()]; dup {
+		panic("gpu: backend " + b.Name() + " registered twice")
+	}
+	backends[b.Name()] = b
+}
+
+// Backends lists the names, sorted.
+func Backends() []string {
+	mu.Lock()
+	defer mu.Unlock()
+	names := make([]string, 0, len(backends))
+	for n := range backends {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return names
+}
+
+// Open opens a device of the named backend.
+func Open(name string, o Options) (Device, error) {
+	mu.Lock()
+	b := backends[name]
+	mu.Unlock()
+	if b == nil {
+		return nil, fmt.Errorf("no backend %q in this program (it has: %s)", name, strings.Join(Backends(), " "))
+	}
+	return b.Open(o)
+}
