@@ -30,7 +30,9 @@ type (
 
 type service struct {
 	files []*os.File
-	held  chan struct{} // not nil: Get waits for it after it queued
+	held  chan struct{} // not nil: after it queued, Get sends to queued and waits for held
+
+	queued chan struct{}
 }
 
 func (s *service) handOut(ctx context.Context, in *ask) (*answer, error) {
@@ -57,6 +59,7 @@ func (s *service) handOut(ctx context.Context, in *ask) (*answer, error) {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	if s.held != nil {
+		s.queued <- struct{}{}
 		<-s.held
 	}
 	return &answer{Value: first}, nil
@@ -296,4 +299,9 @@ func sockets(t testing.TB) (a, b *net.UnixConn) {
 		t.Cleanup(func() { c.Close() })
 	}
 	return conns[0], conns[1]
+}
+
+// over makes a client's end of a socket whose handshake is done.
+func over(u *net.UnixConn) *Conn {
+	return &Conn{u: u, held: map[uint64]entry{}, oob: make([]byte, unix.CmsgSpace(4*maxRights)), done: make(chan struct{}), co: ClientOptions{OrphanTTL: time.Minute}}
 }
