@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/table"
@@ -198,7 +199,7 @@ func (s *Store) admitLocked(need uint64) error {
 	if s.opt.MaxBytes > 0 {
 		used := s.usedBytesLocked()
 		if used+need > s.opt.MaxBytes {
-			return zcerr.New(zcerr.NoSpace, "%s needed, %s left of the budget of %s", Bytes(need), Bytes(s.opt.MaxBytes-min(used, s.opt.MaxBytes)), Bytes(s.opt.MaxBytes)).
+			return zcerr.New(zcerr.NoSpace, "%s needed, %s left of the budget of %s", units.Bytes(need), units.Bytes(s.opt.MaxBytes-min(used, s.opt.MaxBytes)), units.Bytes(s.opt.MaxBytes)).
 				WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), or start the daemon with a larger --max-bytes")
 		}
 	}

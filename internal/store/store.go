@@ -34,6 +34,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/table"
@@ -400,25 +401,11 @@ func (s *Store) writeCatalogLocked() error {
 }
 
 func noSpace(need, have, held uint64) error {
-	e := zcerr.New(zcerr.NoSpace, "%s needed, %s free in shared memory", Bytes(need), Bytes(have))
+	e := zcerr.New(zcerr.NoSpace, "%s needed, %s free in shared memory", units.Bytes(need), units.Bytes(have))
 	if held > 0 {
-		return e.WithHint("%s are held by workers of deleted versions: see 'zcctl ps'; or remove a version: 'zcctl rm REF'", Bytes(held))
+		return e.WithHint("%s are held by workers of deleted versions: see 'zcctl ps'; or remove a version: 'zcctl rm REF'", units.Bytes(held))
 	}
 	return e.WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), or give shared memory more room: mount -o remount,size=SIZE /dev/shm, docker run --shm-size=SIZE")
-}
-
-// Bytes writes a size for people: 86.7 MiB.
-func Bytes(n uint64) string {
-	if n < 1<<10 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, unit := float64(n), "KMGTPE"
-	i := -1
-	for f >= 1024 && i < len(unit)-1 {
-		f /= 1024
-		i++
-	}
-	return fmt.Sprintf("%.1f %ciB", f, unit[i])
 }
 
 // tagsOf lists the tags of a model that point at a digest, sorted: the automatic ones by number first.

@@ -1,0 +1,163 @@
+// Package daemon is zcstored as a function, so that the daemon's own command, `zcctl demo` and the tests run the same one.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+
+	"github.com/zcstore/zcstore/internal/server"
+	"github.com/zcstore/zcstore/internal/socketpath"
+	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/internal/units"
+	"github.com/zcstore/zcstore/proto/zcerr"
+)
+
+// Config is what a daemon is started with. The zero value serves the default socket.
+type Config struct {
+	Socket    string    // empty: socketpath.Default
+	Dir       string    // segments; empty: the directory of /dev/shm that belongs to the socket
+	MaxBytes  uint64    // budget for segments and tables; 0: what the file system has
+	MaxPuts   int       // open puts at once; 0: the store's default
+	Dev       bool      // talk to a person at the terminal
+	Ephemeral bool      // remove the segments at the end (demo, tests)
+	LogFormat string    // "json" or "text"
+	LogLevel  string    // debug, info, warn, error
+	Out       io.Writer // what Dev tells; nil: nobody
+	Log       io.Writer // log lines; nil: nobody
+	Ready     func()    // called once it serves
+}
+
+// Harden is for processes that are nothing but a daemon: no other process of this uid may trace it or open its descriptors,
+// and it dumps no core.
+func Harden() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl: %w", err)
+	}
+	return nil
+}
+
+// Run serves until ctx ends. It returns nil after an orderly end. Errors: Conflict when another daemon has the socket or the
+// directory; Corrupt when the catalog cannot be read.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if cfg.Socket == "" {
+		cfg.Socket = socketpath.Default()
+	}
+	if cfg.Dir == "" {
+		cfg.Dir = socketpath.SegmentDir(cfg.Socket)
+	}
+	log, err := newLogger(cfg)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(cfg.Socket), 0o755); err != nil {
+		return fmt.Errorf("make the socket's directory: %w", err)
+	}
+	st, err := store.Open(store.Options{Dir: cfg.Dir, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
+	if err != nil {
+		var locked *store.LockedError
+		if errors.As(err, &locked) {
+			return zcerr.New(zcerr.Conflict, "%w", err).WithHint("use it (zcctl --socket %s status), or choose another --socket", cfg.Socket)
+		}
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, st.Close())
+		if cfg.Ephemeral {
+			err = errors.Join(err, os.RemoveAll(cfg.Dir))
+		}
+	}()
+	ln, err := server.Listen(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	status, err := st.Status()
+	if err != nil {
+		ln.Close()
+		return err
+	}
+	log.Info("serving", zap.String("socket", cfg.Socket), zap.String("dir", cfg.Dir), zap.Int("adopted", status.Adopted),
+		zap.Uint64("free_bytes", status.Free), zap.String("version", Version()))
+	if cfg.Dev && cfg.Out != nil {
+		greet(cfg.Out, cfg, status)
+	}
+	if _, err := sd.SdNotify(false, sd.SdNotifyReady); err != nil {
+		log.Warn("notify the service manager", zap.Error(err))
+	}
+	if cfg.Ready != nil {
+		cfg.Ready()
+	}
+	err = server.New(st, log, Version()).Serve(ctx, ln)
+	_, _ = sd.SdNotify(false, sd.SdNotifyStopping)
+	log.Info("ended", zap.Duration("after", time.Since(status.Started)), zap.Error(err))
+	return err
+}
+
+// smallShm is what a container gets without --shm-size; with twice that, one small model still fits.
+const smallShm = 128 << 20
+
+func greet(w io.Writer, cfg Config, st store.Status) {
+	fmt.Fprintf(w, "zcstored %s serves %s\n", Version(), cfg.Socket)
+	fmt.Fprintf(w, "  segments  %s (%s free of %s)\n", cfg.Dir, units.Bytes(st.Free), units.Bytes(st.Capacity))
+	fmt.Fprintf(w, "  weights   %s\n", st.Guarantee)
+	fmt.Fprintf(w, "  lifetime  %s\n", st.Durability)
+	if st.Adopted > 0 {
+		fmt.Fprintf(w, "  adopted   %d stored versions\n", st.Adopted)
+	}
+	if st.Damaged > 0 {
+		fmt.Fprintf(w, "  damaged   %d versions are not served: zcctl ls says why\n", st.Damaged)
+	}
+	if st.Capacity < smallShm {
+		fmt.Fprintf(w, "\nwarning: shared memory here has only %s, as in a container with default settings. Models that do not fit are refused.\n"+
+			"  give it more: docker run --shm-size=4g ..., in Kubernetes an emptyDir with medium Memory on /dev/shm, or mount -o remount,size=4g /dev/shm\n", units.Bytes(st.Capacity))
+	}
+	flag := ""
+	if cfg.Socket != socketpath.Default() {
+		flag = " --socket " + cfg.Socket
+	}
+	fmt.Fprintf(w, "\nNext, in another terminal:\n  zcctl%s put NAME DIR      # DIR: a Hugging Face or sentence-transformers directory\n  zcctl%s status\n\nCtrl-C ends the daemon; what is stored stays for the next start.\n", flag, flag)
+}
+
+func newLogger(cfg Config) (*zap.Logger, error) {
+	if cfg.Log == nil {
+		return zap.NewNop(), nil
+	}
+	level := zapcore.InfoLevel
+	if cfg.LogLevel != "" {
+		if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+			return nil, zcerr.New(zcerr.Invalid, "log level %q is none of debug, info, warn, error", cfg.LogLevel)
+		}
+	}
+	enc := zap.NewProductionEncoderConfig()
+	enc.EncodeTime = zapcore.RFC3339TimeEncoder
+	enc.EncodeDuration = zapcore.StringDurationEncoder
+	var e zapcore.Encoder
+	switch cfg.LogFormat {
+	case "", "json":
+		e = zapcore.NewJSONEncoder(enc)
+	case "text":
+		e = zapcore.NewConsoleEncoder(enc)
+	default:
+		return nil, zcerr.New(zcerr.Invalid, "log format %q is none of json, text", cfg.LogFormat)
+	}
+	return zap.New(zapcore.NewCore(e, zapcore.AddSync(cfg.Log), level)), nil
+}
+
+// Version is the module's version, as the build knows it.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}
