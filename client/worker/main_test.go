@@ -20,6 +20,7 @@ import (
 const envRole = "ZCSTORE_TEST_ROLE"
 
 func TestMain(m *testing.M) {
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // a race build sleeps a second at exit, in every worker
 	switch os.Getenv(envRole) {
 	case "forgetful": // a program without Main
 		_, err := Start(context.Background(), probes, probeArgs{}, Options{})
