@@ -42,7 +42,8 @@
 // A worker ends when the pipe from its parent closes, so it ends when the parent does, however that dies.
 // It stays in the parent's process group but disregards SIGINT, SIGTERM and SIGHUP: Ctrl-C reaches the whole group,
 // and it is for the parent to finish or cancel what is under way and to close the pool. To end one worker by hand, use
-// SIGKILL. When the parent dies, the actors' Close methods do not run; the kernel frees what the workers held.
+// SIGKILL. (Before Main, while a worker's packages are initialised, a signal still ends it; that is a failed start.)
+// When the parent dies, the actors' Close methods do not run; the kernel frees what the workers held.
 //
 // A worker starts no worker processes of its own; that is refused. It may start goroutine pools.
 package worker

@@ -133,7 +133,7 @@ func TestStartFails(t *testing.T) {
 			{"error", marker("absent"), "start: no model: marker absent"},
 			{"panic", nil, "panic: constructor on fire"},
 			{"nil", nil, `the constructor of "test.probe" returned no actor`},
-			{"hang", nil, "not ready within 300ms (StartTimeout)"},
+			{"hang", nil, "not ready within 1s (StartTimeout)"},
 			{"exit", nil, "exit status 7; its stderr says:\n\tleaving from the constructor"},
 		} {
 			if tt.constructor == "exit" && m == Goroutines {
@@ -142,7 +142,7 @@ func TestStartFails(t *testing.T) {
 			t.Run(tt.constructor, func(t *testing.T) {
 				o := Options{Workers: 2, Mode: m, Stderr: new(bytes.Buffer)}
 				if tt.constructor == "hang" {
-					o.StartTimeout = 300 * time.Millisecond
+					o.StartTimeout = time.Second
 				}
 				files := openFiles()
 				_, err := Start(t.Context(), probes, probeArgs{tt.constructor}, o)
@@ -158,6 +158,19 @@ func TestStartFails(t *testing.T) {
 				nothingLeft(t, files)
 			})
 		}
+	})
+}
+
+func TestCancelStart(t *testing.T) {
+	eachMode(t, func(t *testing.T, m Mode) {
+		files := openFiles()
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err := Start(ctx, probes, probeArgs{"hang"}, Options{Workers: 2, Mode: m})
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		nothingLeft(t, files)
 	})
 }
 
@@ -269,7 +282,11 @@ func TestCloseErrors(t *testing.T) {
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			files := openFiles()
-			p, err := Start(t.Context(), probes, probeArgs{tt.args}, Options{Grace: 100 * time.Millisecond})
+			o := Options{}
+			if tt.args == "close hang" {
+				o.Grace = 100 * time.Millisecond
+			}
+			p, err := Start(t.Context(), probes, probeArgs{tt.args}, o)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -54,11 +54,8 @@ func launch(ctx context.Context, f *forker, o Options, out, stderr *shared, setu
 	defer cancelHello()
 	stopHello := context.AfterFunc(helloCtx, p.kill)
 	reply, err := p.link.recv()
-	if !stopHello() && err == nil {
-		err = context.Cause(helloCtx)
-	}
 	switch {
-	case helloCtx.Err() != nil:
+	case !stopHello(): // the kill has been called
 		return p, context.Cause(helloCtx)
 	case errors.Is(err, errFrame):
 		return p, fmt.Errorf("the program wrote something else than a hello to its pipe: it did not call worker.Main() first: %w", err)
@@ -76,7 +73,7 @@ func launch(ctx context.Context, f *forker, o Options, out, stderr *shared, setu
 		reply, err = p.link.recv()
 	}
 	switch {
-	case ctx.Err() != nil || !stop() && err != nil:
+	case !stop():
 		return p, context.Cause(ctx)
 	case err != nil:
 		return p, p.lost(err)
