@@ -28,8 +28,8 @@ type Conn struct {
 	framed  bool // the client takes files
 	so      ServerOptions
 	co      ClientOptions
-	sendmsg func(b, oob, to []byte) (int, error) // replaced by tests
-	done    chan struct{}                        // closed by Close
+	sendmsg func(b, oob []byte) (int, error) // replaced by tests
+	done    chan struct{}                    // closed by Close
 
 	wmu    sync.Mutex // one Write at a time
 	record []byte     // guarded by wmu: the record being sent
@@ -38,17 +38,17 @@ type Conn struct {
 	oob []byte     // guarded by rmu: room for control messages
 
 	mu      sync.Mutex
-	closed  bool  // guarded by mu
-	queued  []int // guarded by mu; server: owned, not yet sent
-	last    uint64
+	closed  bool   // guarded by mu
+	queued  []int  // guarded by mu; server: owned, not yet sent
+	last    uint64 // guarded by mu; the ordinal last queued, or last announced by a header
 	claimed uint64 // guarded by mu; server: settled by the client's word
 
 	hdr     [headerBytes]byte // guarded by mu; client: the header being read
-	nhdr    int
-	left    uint32           // guarded by mu; client: gRPC bytes left in the record
-	batches [][]int          // guarded by mu; client: arrived, their headers not yet read
-	held    map[uint64]entry // guarded by mu; client: by ordinal, to be taken. last is the last one that was announced.
-	floor   uint64           // guarded by mu; client: what Discard gave up, also what is still to come
+	nhdr    int               // guarded by mu; client: bytes of hdr that are here
+	left    uint32            // guarded by mu; client: gRPC bytes left in the record
+	batches [][]int           // guarded by mu; client: arrived, their headers not yet read
+	held    map[uint64]entry  // guarded by mu; client: by ordinal, to be taken.
+	floor   uint64            // guarded by mu; client: what Discard gave up, also what is still to come
 }
 
 type entry struct {
@@ -217,7 +217,7 @@ func (c *Conn) writeRecord(b []byte, fds []int) error {
 func (c *Conn) sendRights(b, oob []byte) (n int, err error) {
 	end := time.Now().Add(c.so.SendWait)
 	for wait := time.Millisecond; ; wait *= 2 {
-		n, err = c.sendmsg(b, oob, nil)
+		n, err = c.sendmsg(b, oob)
 		if left := time.Until(end); !errors.Is(err, unix.ETOOMANYREFS) || left <= 0 {
 			return max(n, 0), err
 		} else {
@@ -304,16 +304,14 @@ func (c *Conn) header() error {
 		n, failed = n+lost, ErrNotSent
 	}
 	for i := range n {
-		c.last++
-		switch {
-		case c.last > c.floor && failed == nil:
-			c.held[c.last] = entry{fd: fds[i], since: time.Now()}
-		case c.last > c.floor:
-			c.held[c.last] = entry{err: failed, since: time.Now()}
-		case failed == nil:
-			unix.Close(fds[i])
+		e := entry{fd: -1, err: failed, since: time.Now()}
+		if failed == nil {
+			e.fd = fds[i]
 		}
+		c.last++
+		c.held[c.last] = e
 	}
+	c.drop(func(o uint64, _ entry) bool { return o <= c.floor })
 	return nil
 }
 

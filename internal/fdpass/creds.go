@@ -151,7 +151,7 @@ func (c creds) wrap(raw net.Conn) (*Conn, error) {
 		return nil, err
 	}
 	conn := &Conn{u: u, peer: cred, so: c.so, co: c.co, done: make(chan struct{})}
-	conn.sendmsg = func(b, oob, _ []byte) (int, error) {
+	conn.sendmsg = func(b, oob []byte) (int, error) {
 		n, _, err := u.WriteMsgUnix(b, oob, nil)
 		return n, err
 	}

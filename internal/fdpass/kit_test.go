@@ -217,9 +217,7 @@ func check(f *os.File, files []*os.File, index int) error {
 
 // memfds counts this process's descriptors of the files that marked made; unlike a count of all it is not disturbed by
 // sockets that gRPC still closes.
-func memfds(t testing.TB) int { return descriptors(t, "/memfd:fdpass-test") }
-
-func descriptors(t testing.TB, prefix string) int {
+func memfds(t testing.TB) int {
 	t.Helper()
 	dir, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -227,7 +225,7 @@ func descriptors(t testing.TB, prefix string) int {
 	}
 	n := 0
 	for _, e := range dir {
-		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, prefix) {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, "/memfd:fdpass-test") {
 			n++
 		}
 	}

@@ -55,8 +55,9 @@ func Split(ln *net.UnixListener, o SplitOptions) (grpc, raw *Listener) {
 	s := &splitter{ln: ln, o: o, done: make(chan struct{}), open: map[*net.UnixConn]struct{}{}, perUID: map[uint32]int{}}
 	s.grpc = Listener{s, make(chan *net.UnixConn)}
 	s.raw = Listener{s, make(chan *net.UnixConn)}
+	spare, _ := os.Open(os.DevNull)
 	s.wg.Add(1)
-	go s.accept()
+	go s.accept(spare)
 	return &s.grpc, &s.raw
 }
 
@@ -105,9 +106,9 @@ func (s *splitter) close(why error) error {
 	return s.ln.Close()
 }
 
-func (s *splitter) accept() {
+// accept owns spare, which it gives up for a moment to accept and refuse at the limit of open files.
+func (s *splitter) accept(spare *os.File) {
 	defer s.wg.Done()
-	spare, _ := os.Open(os.DevNull) // given up for a moment to accept and refuse at the limit of open files
 	defer func() { spare.Close() }()
 	wait := time.Duration(0)
 	for {
@@ -160,8 +161,6 @@ func (s *splitter) admit(c *net.UnixConn) {
 // sort takes ownership of c and hands it to the listener its first bytes ask for.
 func (s *splitter) sort(c *net.UnixConn, uid uint32) {
 	defer s.wg.Done()
-	end := time.NewTimer(s.o.PeekTimeout)
-	defer end.Stop()
 	c.SetReadDeadline(time.Now().Add(s.o.PeekTimeout))
 	first, err := peek(c)
 	c.SetReadDeadline(time.Time{})
@@ -175,11 +174,10 @@ func (s *splitter) sort(c *net.UnixConn, uid uint32) {
 	delete(s.open, c) // from here on closed below
 	s.mu.Unlock()
 	if to != nil {
-		end.Reset(s.o.PeekTimeout)
 		select {
 		case to <- c:
 			c = nil
-		case <-end.C:
+		case <-time.After(s.o.PeekTimeout):
 		case <-s.done:
 		}
 	}

@@ -30,9 +30,7 @@ func call(t *testing.T, addr *net.UnixAddr, first string) *net.UnixConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if _, err := c.Write([]byte(first)); err != nil {
-		t.Fatal(err)
-	}
+	c.Write([]byte(first)) // fails when the caller is refused already
 	return c
 }
 
