@@ -1,0 +1,34 @@
+package tokenizer
+
+import "unicode"
+
+// bertPreTokenizer splits at white space, which it drops, and around each punctuation character.
+type bertPreTokenizer struct{}
+
+func (bertPreTokenizer) split(text sequence, words []sequence) []sequence {
+	start := 0
+	for i, r := range text.runes {
+		space := unicode.IsSpace(r)
+		if !space && !punctuation(r) {
+			continue
+		}
+		if start < i {
+			words = append(words, text.slice(start, i))
+		}
+		if !space {
+			words = append(words, text.slice(i, i+1))
+		}
+		start = i + 1
+	}
+	if n := len(text.runes); start < n {
+		words = append(words, text.slice(start, n))
+	}
+	return words
+}
+
+func punctuation(r rune) bool {
+	if r < 0x80 {
+		return r > ' ' && r < '0' || r > '9' && r < 'A' || r > 'Z' && r < 'a' || r > 'z' && r < 0x7f
+	}
+	return unicode.Is(punctTable, r)
+}

@@ -1,0 +1,118 @@
+package tokenizer
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// VocabOptions says how a vocab.txt is to be used. DefaultVocabOptions are those of an uncased BERT.
+type VocabOptions struct {
+	Lowercase    bool
+	StripAccents *bool // nil: as Lowercase
+	Chinese      bool  // ideographs are words of their own
+	CleanText    bool
+	Unk, Sep     string
+	Pad, Cls     string
+	Mask         string
+}
+
+// DefaultVocabOptions are the options of an uncased BERT.
+func DefaultVocabOptions() VocabOptions {
+	return VocabOptions{Lowercase: true, Chinese: true, CleanText: true, Unk: "[UNK]", Sep: "[SEP]", Pad: "[PAD]", Cls: "[CLS]", Mask: "[MASK]"}
+}
+
+// VocabOptionsFromConfig reads the options from a tokenizer_config.json; what it does not say is as in an uncased
+// BERT. Fields that do not bear on vocab.txt are ignored.
+func VocabOptionsFromConfig(tokenizerConfig []byte) (VocabOptions, error) {
+	o := DefaultVocabOptions()
+	fail := func(err error) (VocabOptions, error) { return o, fmt.Errorf("tokenizer_config.json: %w", err) }
+	var err error
+	c := readObject("file", tokenizerConfig, &err)
+	if basic := valueOr(c, "do_basic_tokenize", true); !basic {
+		c.fail("do_basic_tokenize false is not supported")
+	}
+	if never, ok := c.take("never_split"); ok && string(never) != "[]" {
+		c.fail("never_split is not supported")
+	}
+	o.Lowercase = valueOr(c, "do_lower_case", o.Lowercase)
+	o.Chinese = valueOr(c, "tokenize_chinese_chars", o.Chinese)
+	o.CleanText = valueOr(c, "clean_text", o.CleanText)
+	if strip, ok := c.take("strip_accents"); ok {
+		o.StripAccents = new(bool)
+		decodeInto(c, "strip_accents", strip, o.StripAccents)
+	}
+	for key, to := range map[string]*string{"unk_token": &o.Unk, "sep_token": &o.Sep, "pad_token": &o.Pad, "cls_token": &o.Cls, "mask_token": &o.Mask} {
+		raw, ok := c.take(key)
+		if !ok {
+			continue
+		}
+		if raw[0] == '{' { // an AddedToken
+			var t struct {
+				Content string `json:"content"`
+			}
+			decodeInto(c, key, raw, &t)
+			*to = t.Content
+		} else {
+			decodeInto(c, key, raw, to)
+		}
+	}
+	if err != nil {
+		return fail(err)
+	}
+	return o, nil
+}
+
+// FromVocab makes a BERT tokenizer of a vocab.txt: one token a line, the id is the line number from 0. The result has
+// no truncation and no padding. Errors: text that is not UTF-8, a line that stands there twice, a special token that
+// is missing.
+func FromVocab(vocabTxt []byte, o VocabOptions) (*Tokenizer, error) {
+	t, err := fromVocab(vocabTxt, o)
+	if err != nil {
+		return nil, fmt.Errorf("vocab.txt: %w", err)
+	}
+	return t, nil
+}
+
+func fromVocab(file []byte, o VocabOptions) (*Tokenizer, error) {
+	if !utf8.Valid(file) {
+		return nil, fmt.Errorf("not UTF-8")
+	}
+	vocab := map[string]int32{}
+	for i, line := range strings.Split(strings.TrimSuffix(string(file), "\n"), "\n") {
+		line = strings.TrimSuffix(line, "\r")
+		if first, dup := vocab[line]; dup {
+			return nil, fmt.Errorf("lines %d and %d are both %q", first+1, i+1, line)
+		}
+		vocab[line] = int32(i)
+	}
+	strip := o.Lowercase
+	if o.StripAccents != nil {
+		strip = *o.StripAccents
+	}
+	m, err := newWordPiece(vocab, o.Unk, "##", 100)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tokenizer{
+		normalizer:   bertNormalizer{cleanText: o.CleanText, chinese: o.Chinese, stripAccents: strip, lowercase: o.Lowercase},
+		preTokenizer: bertPreTokenizer{},
+		model:        m,
+		decoder:      wordPieceDecoder{prefix: "##", cleanup: true},
+	}
+	var special []addedToken
+	seen := map[string]bool{}
+	for _, s := range []string{o.Pad, o.Unk, o.Cls, o.Sep, o.Mask} {
+		id, ok := vocab[s]
+		if !ok {
+			return nil, fmt.Errorf("the special token %q is missing", s)
+		}
+		if !seen[s] {
+			special = append(special, addedToken{id: id, content: s, special: true})
+		}
+		seen[s] = true
+	}
+	t.post = bertTemplate(piece{input: -1, id: vocab[o.Cls], token: o.Cls}, piece{input: -1, id: vocab[o.Sep], token: o.Sep})
+	t.added, err = newAddedVocab(special, m, t.normalizer)
+	return t, err
+}
