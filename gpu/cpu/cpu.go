@@ -1,0 +1,176 @@
+// Package cpu is the backend that is always there: plain Go, readable first.
+//
+// Weights are used where they lie, in the shared segment; F16 and BF16 are widened inside the op, a piece at a time.
+// Ops run on the calling goroutine and as many others as the device has threads, and are done when the call returns,
+// which the contract of package gpu allows but no model may rely on.
+//
+// Every sum has one order: the elements of a row from first to last, in one accumulator (F32 in products, F64 in norms,
+// means and the denominators of softmax). Tiles and threads divide rows and columns, never a sum.
+package cpu
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+
+	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/shm/tensor"
+)
+
+func init() { gpu.Register(backend{}) }
+
+type backend struct{}
+
+func (backend) Name() string { return "cpu" }
+
+func (backend) Open(o gpu.Options) (gpu.Device, error) { return New(o) }
+
+// Device is the processor. Safe for concurrent use; all streams share its cores.
+type Device struct {
+	pool    gpu.Pool
+	threads int
+	err     error // of the environment; NewStream returns it
+}
+
+// New makes a device. Options.Threads 0 is $ZCSTORE_THREADS, and without that what GOMAXPROCS says, which Go takes from
+// the affinity mask and the cgroup's limit.
+func New(o gpu.Options) (*Device, error) {
+	n, err := threads(o.Threads)
+	if err != nil {
+		return nil, err
+	}
+	return &Device{threads: n}, nil
+}
+
+// Default is the device that a program uses when it names none. It is not closed.
+var Default = sync.OnceValue(func() *Device {
+	n, err := threads(0)
+	return &Device{threads: max(n, 1), err: err}
+})
+
+func threads(n int) (int, error) {
+	if n < 0 {
+		return 0, fmt.Errorf("%d threads: want at least 1", n)
+	}
+	if n > 0 {
+		return n, nil
+	}
+	if v := os.Getenv("ZCSTORE_THREADS"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 {
+			return 0, fmt.Errorf("ZCSTORE_THREADS=%q: want a number of threads, at least 1", v)
+		}
+		return n, nil
+	}
+	return runtime.GOMAXPROCS(0), nil
+}
+
+// Info implements gpu.Device.
+func (d *Device) Info() gpu.Info {
+	return gpu.Info{Backend: "cpu", Name: fmt.Sprintf("go, %d threads", d.threads), Threads: d.threads}
+}
+
+// NewStream implements gpu.Device.
+func (d *Device) NewStream() (*gpu.Stream, error) {
+	if d.err != nil {
+		return nil, d.err
+	}
+	return d.pool.Get(d, func() (gpu.Queue, error) { return &queue{d: d}, nil })
+}
+
+// Close implements gpu.Device.
+func (d *Device) Close() error { return d.pool.Close() }
+
+// Alloc implements gpu.Device: memory of the Go heap.
+func (d *Device) Alloc(bytes int) (gpu.Buf, error) {
+	if bytes < 0 {
+		return nil, &gpu.OpError{Op: "alloc", Kind: gpu.ErrMemory, Reason: fmt.Sprintf("%d bytes", bytes)}
+	}
+	return &buf{d: d, f: make([]float32, (bytes+3)/4)}, nil
+}
+
+type buf struct {
+	d *Device
+	f []float32
+}
+
+func (b *buf) Device() gpu.Device { return b.d }
+func (b *buf) Len() int           { return 4 * len(b.f) }
+func (b *buf) Free()              { b.f = nil }
+
+// weight is what this backend keeps with a gpu.Weight: the stored bytes as values. One of the two is set.
+type weight struct {
+	rows, cols int // as stored
+	f32        []float32
+	half       []uint16
+	widen      func(uint16) float32
+}
+
+// Import implements gpu.Device. It never copies; F32 data has to lie on 4 bytes and 16-bit data on 2.
+func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
+	info, err := gpu.Describe(v, role)
+	if err != nil {
+		return nil, err
+	}
+	w := &weight{rows: info.N, cols: info.K}
+	if role == tensor.LinearT {
+		w.rows, w.cols = info.K, info.N
+	}
+	switch v.DType {
+	case tensor.F32:
+		w.f32, err = v.Float32s()
+	case tensor.F16:
+		w.half, err = v.Uint16s()
+		w.widen = widenF16
+	case tensor.BF16:
+		w.half, err = v.Uint16s()
+		w.widen = widenBF16
+	}
+	if err != nil {
+		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),
+			Operands: []gpu.Operand{{Name: role.String(), Shape: v.Shape, DType: v.DType}}}
+	}
+	info.Mode = gpu.ZeroCopy
+	return gpu.NewWeight(d, info, w), nil
+}
+
+// row is a stored row as F32: the bytes themselves, or widened into the start of tmp.
+func (w *weight) row(i int, tmp []float32) []float32 {
+	if w.half == nil {
+		return w.f32[i*w.cols : (i+1)*w.cols]
+	}
+	tmp = tmp[:w.cols]
+	for j, h := range w.half[i*w.cols : (i+1)*w.cols] {
+		tmp[j] = w.widen(h)
+	}
+	return tmp
+}
+
+// at is one element.
+func (w *weight) at(i int) float32 {
+	if w.half == nil {
+		return w.f32[i]
+	}
+	return w.widen(w.half[i])
+}
+
+// vector is a gain or bias as F32, or nil. It widens into memory of its own when the weight is of 16 bits.
+func vector(w *gpu.Weight, tmp *[]float32) []float32 {
+	if w == nil {
+		return nil
+	}
+	c := w.Data().(*weight)
+	if c.half != nil {
+		*tmp = grow(*tmp, c.cols)
+	}
+	return c.row(0, *tmp)
+}
+
+func grow(s []float32, n int) []float32 {
+	if cap(s) < n {
+		return make([]float32, n)
+	}
+	return s[:n]
+}

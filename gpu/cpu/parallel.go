@@ -1,0 +1,42 @@
+package cpu
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// scratch is what one goroutine of an op works in. It is reused from op to op.
+type scratch struct {
+	tile, pack, bias []float32
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// parallel calls f for 0 <= i < n, each once, on up to the device's number of threads. work is about how many
+// multiplications there are in all: little work stays on the calling goroutine.
+func (d *Device) parallel(n, work int, f func(i int, s *scratch)) {
+	const worth = 1 << 16 // some 10 us, several times what starting a goroutine costs
+	threads := min(d.threads, n, work/worth+1)
+	if threads <= 1 {
+		s := scratches.Get().(*scratch)
+		defer scratches.Put(s)
+		for i := range n {
+			f(i, s)
+		}
+		return
+	}
+	var next atomic.Int64
+	run := func() {
+		s := scratches.Get().(*scratch)
+		defer scratches.Put(s)
+		for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+			f(i, s)
+		}
+	}
+	var wg sync.WaitGroup
+	for range threads - 1 {
+		wg.Go(run)
+	}
+	run()
+	wg.Wait()
+}
