@@ -1,0 +1,137 @@
+// Package testdaemon runs a daemon for tests: inside the test's process, or as a process of its own that can be killed.
+package testdaemon
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/zcstore/zcstore/client"
+	"github.com/zcstore/zcstore/internal/daemon"
+)
+
+// Place is where a test's daemon lives: a socket with a short path, and a segment directory of its own. Both go with the test.
+func Place(t testing.TB) (socket, dir string) {
+	t.Helper()
+	base, err := os.MkdirTemp("", "zc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err = os.MkdirTemp("/dev/shm", fmt.Sprintf("zcstore-test-%d-", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base); os.RemoveAll(dir) })
+	return filepath.Join(base, "s"), dir
+}
+
+// Start runs a daemon in this process and gives its socket and a function that ends it in order.
+func Start(t testing.TB, socket, dir string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- daemon.Run(ctx, daemon.Config{Socket: socket, Dir: dir, Ready: func() { close(ready) }})
+	}()
+	select {
+	case <-ready:
+	case err := <-done:
+		cancel()
+		t.Fatalf("daemon: %v", err)
+	}
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("daemon: %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// Client dials a socket for the length of the test.
+func Client(t testing.TB, socket string) *client.Client {
+	t.Helper()
+	c, err := client.Dial(context.Background(), client.Options{Socket: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+const (
+	envSocket = "ZCSTORE_TESTDAEMON_SOCKET"
+	envDir    = "ZCSTORE_TESTDAEMON_DIR"
+)
+
+// Main makes the test binary a daemon when Process started it. It stands in TestMain, after worker.Main.
+func Main() {
+	socket, dir := os.Getenv(envSocket), os.Getenv(envDir)
+	if socket == "" {
+		return
+	}
+	err := daemon.Run(context.Background(), daemon.Config{Socket: socket, Dir: dir, Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
+	fmt.Fprintln(os.Stderr, "daemon:", err)
+	os.Exit(1)
+}
+
+// Process runs a daemon as a process of its own, which Kill ends with SIGKILL.
+type Process struct {
+	cmd  *exec.Cmd
+	once sync.Once
+}
+
+// StartProcess starts the test binary as a daemon and waits until it serves.
+func StartProcess(t testing.TB, socket, dir string) *Process {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envSocket+"="+socket, envDir+"="+dir)
+	var log strings.Builder
+	cmd.Stderr = &log
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &Process{cmd: cmd}
+	t.Cleanup(p.Kill)
+	line := make(chan string, 1)
+	go func() { s, _ := bufio.NewReader(out).ReadString('\n'); line <- s }()
+	select {
+	case s := <-line:
+		if s != "ready\n" {
+			p.Kill()
+			t.Fatalf("the daemon did not start: %s", log.String())
+		}
+	case <-time.After(20 * time.Second):
+		p.Kill()
+		t.Fatalf("the daemon was not ready in 20 s: %s", log.String())
+	}
+	return p
+}
+
+// PID is the daemon's process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Kill ends the daemon with SIGKILL and reaps it.
+func (p *Process) Kill() {
+	p.once.Do(func() {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	})
+}
