@@ -66,7 +66,7 @@ func eachMember(o *object, raw []byte, member func(key string, d *json.Decoder) 
 	if _, err := d.Token(); err != nil {
 		o.fail("%s: %w", o.path, err)
 	}
-	if d.More() {
+	if rest := raw[d.InputOffset():]; len(bytes.TrimLeft(rest, " \t\r\n")) > 0 {
 		o.fail("%s: something follows the object", o.path)
 	}
 }

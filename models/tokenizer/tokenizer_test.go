@@ -63,7 +63,7 @@ type row struct {
 }
 
 func spans(pairs [][2]int) []Span {
-	var out []Span
+	out := make([]Span, 0, len(pairs))
 	for _, p := range pairs {
 		out = append(out, Span{p[0], p[1]})
 	}
