@@ -48,7 +48,7 @@ func spaceIdeographs(s *sequence) {
 	if n == 0 {
 		return
 	}
-	runes, from := make([]rune, 0, len(s.runes)+2*n), make([]Span, 0, len(s.runes)+2*n)
+	runes, from := make([]rune, 0, len(s.runes)+2*n), make([]span32, 0, len(s.runes)+2*n)
 	for i, r := range s.runes {
 		at := s.from[i]
 		if ideograph(r) {

@@ -5,7 +5,7 @@ import "unicode"
 // bertPreTokenizer splits at white space, which it drops, and around each punctuation character.
 type bertPreTokenizer struct{}
 
-func (bertPreTokenizer) split(text sequence, words []sequence) []sequence {
+func (bertPreTokenizer) split(text sequence, emit func(sequence)) {
 	start := 0
 	for i, r := range text.runes {
 		space := unicode.IsSpace(r)
@@ -13,17 +13,16 @@ func (bertPreTokenizer) split(text sequence, words []sequence) []sequence {
 			continue
 		}
 		if start < i {
-			words = append(words, text.slice(start, i))
+			emit(text.slice(start, i))
 		}
 		if !space {
-			words = append(words, text.slice(i, i+1))
+			emit(text.slice(i, i+1))
 		}
 		start = i + 1
 	}
 	if n := len(text.runes); start < n {
-		words = append(words, text.slice(start, n))
+		emit(text.slice(start, n))
 	}
-	return words
 }
 
 func punctuation(r rune) bool {

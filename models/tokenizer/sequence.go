@@ -4,17 +4,17 @@ package tokenizer
 // The spans never go backwards. Sub-slices share memory, so only a normalizer, which owns its sequence, may write.
 type sequence struct {
 	runes []rune
-	from  []Span
+	from  []span32
 }
 
 func newSequence(text string) sequence {
-	s := sequence{make([]rune, 0, len(text)), make([]Span, 0, len(text))}
+	s := sequence{make([]rune, 0, len(text)), make([]span32, 0, len(text))}
 	for i, r := range text { // an invalid byte is U+FFFD
 		if n := len(s.from); n > 0 {
-			s.from[n-1].End = i
+			s.from[n-1].end = int32(i)
 		}
 		s.runes = append(s.runes, r)
-		s.from = append(s.from, Span{i, len(text)})
+		s.from = append(s.from, span32{int32(i), int32(len(text))})
 	}
 	return s
 }
@@ -22,7 +22,7 @@ func newSequence(text string) sequence {
 func (s sequence) slice(i, j int) sequence { return sequence{s.runes[i:j:j], s.from[i:j:j]} }
 
 // bytes is the range of the original that the runes from i to j, at least one, came from.
-func (s sequence) bytes(i, j int) Span { return Span{s.from[i].Start, s.from[j-1].End} }
+func (s sequence) bytes(i, j int) span32 { return span32{s.from[i].start, s.from[j-1].end} }
 
 // filter drops the runes that keep does not want.
 func (s *sequence) filter(keep func(rune) bool) {
@@ -45,7 +45,7 @@ type change struct {
 
 // rewrite replaces the whole text. Exactly as many changes as there are runes must not be inserted ones.
 func (s *sequence) rewrite(changes []change) {
-	from := make([]Span, len(changes))
+	from := make([]span32, len(changes))
 	runes := make([]rune, len(changes))
 	next := 0
 	for i, c := range changes {

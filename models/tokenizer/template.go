@@ -69,8 +69,8 @@ func (e *Encoding) extend(tokens []token, typeID int32, input int8) {
 		e.Mask = append(e.Mask, 1)
 		e.SpecialMask = append(e.SpecialMask, special)
 		e.Tokens = append(e.Tokens, t.text)
-		e.Offsets = append(e.Offsets, t.runes)
-		e.Bytes = append(e.Bytes, t.bytes)
+		e.Offsets = append(e.Offsets, t.runes.wide())
+		e.Bytes = append(e.Bytes, t.bytes.wide())
 		e.Input = append(e.Input, input)
 	}
 }

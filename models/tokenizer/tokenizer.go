@@ -38,9 +38,9 @@ type Tokenizer struct {
 // A normalizer rewrites text in place. It keeps for each rune which bytes of the original it came from.
 type normalizer interface{ normalize(*sequence) }
 
-// A preTokenizer appends the words of text to words; they share its memory. Words are never empty.
+// A preTokenizer emits the words of text in order; they share its memory and are never empty.
 type preTokenizer interface {
-	split(text sequence, words []sequence) []sequence
+	split(text sequence, emit func(word sequence))
 }
 
 // A model splits a word into pieces and appends them to out.
@@ -242,10 +242,15 @@ func (t *Tokenizer) frame(pair bool) pieces {
 // token is a piece of text with its id.
 type token struct {
 	id    int32
+	runes span32 // of the original text, in code points
+	bytes span32
 	text  string
-	runes Span // of the original text, in code points
-	bytes Span
 }
+
+// span32 is a Span at half the size; texts are shorter than 2 GiB.
+type span32 struct{ start, end int32 }
+
+func (s span32) wide() Span { return Span{int(s.start), int(s.end)} }
 
 // tokenize splits one text into tokens, without those of the post-processor.
 func (t *Tokenizer) tokenize(text string) ([]token, error) {
@@ -255,26 +260,21 @@ func (t *Tokenizer) tokenize(text string) ([]token, error) {
 	if text == "" {
 		return nil, nil
 	}
-	var out []token
-	var words []sequence
+	out := make([]token, 0, len(text)/4+1)
+	word := func(w sequence) { out = t.model.tokenize(w, out) }
 	t.added.extract(newSequence(text), t.normalizer, func(s sequence, id int32) {
-		if id >= 0 {
+		switch {
+		case id >= 0:
 			out = append(out, token{id: id, text: string(s.runes), bytes: s.bytes(0, len(s.runes))})
-			return
-		}
-		words = words[:0]
-		if t.preTokenizer != nil {
-			words = t.preTokenizer.split(s, words)
-		} else {
-			words = append(words, s)
-		}
-		for _, w := range words {
-			out = t.model.tokenize(w, out)
+		case t.preTokenizer != nil:
+			t.preTokenizer.split(s, word)
+		default:
+			word(s)
 		}
 	})
 	index := newRuneIndex(text)
 	for i := range out {
-		out[i].runes = Span{index.at(out[i].bytes.Start), index.at(out[i].bytes.End)}
+		out[i].runes = span32{index.at(out[i].bytes.start), index.at(out[i].bytes.end)}
 	}
 	return out, nil
 }
@@ -307,11 +307,11 @@ func newRuneIndex(text string) runeIndex {
 	return x
 }
 
-func (x runeIndex) at(byteOffset int) int {
+func (x runeIndex) at(byteOffset int32) int32 {
 	if x == nil {
 		return byteOffset
 	}
-	return int(x[byteOffset])
+	return x[byteOffset]
 }
 
 // Decode makes text of ids. Ids that are not in the vocabulary are left out, and so are special tokens if skipSpecial.
