@@ -56,9 +56,10 @@ func Build(m *client.Model, opt LoadOptions) (models.Module, error) {
 }
 
 type loader struct {
-	m     *client.Model
-	opt   LoadOptions
-	built map[string]models.Module // by path
+	m       *client.Model
+	opt     LoadOptions
+	built   map[string]models.Module // by path
+	modules map[string]table.Node    // by path; nil until the first ref
 }
 
 // root fills *dst, or, when dst itself is the module, replaces what it points at.
@@ -261,10 +262,11 @@ func (l *loader) fillModule(n table.Node, dst reflect.Value, path string) error 
 // module builds the module of a node, or finds the one a ref means.
 func (l *loader) module(n table.Node, path string) (models.Module, error) {
 	if n.Kind() == manifest.Ref {
-		if mod := l.built[n.Ref()]; mod != nil {
-			return mod, nil
+		target, ok := l.find(n.Ref())
+		if !ok {
+			return nil, zcerr.New(zcerr.Corrupt, "%s: refers to %s, which is no module", at(path), n.Ref())
 		}
-		return nil, zcerr.New(zcerr.Corrupt, "%s: refers to %s, which was not built before it", at(path), n.Ref())
+		return l.module(target, n.Ref())
 	}
 	if mod := l.built[path]; mod != nil {
 		return mod, nil
@@ -279,6 +281,27 @@ func (l *loader) module(n table.Node, path string) (models.Module, error) {
 	}
 	l.built[path] = mod
 	return mod, nil
+}
+
+// find is the module at a path. The paths are listed when the first ref is met.
+func (l *loader) find(path string) (table.Node, bool) {
+	if l.modules == nil {
+		l.modules = map[string]table.Node{}
+		l.list(l.m.Table().Root(), "", 0)
+	}
+	n, ok := l.modules[path]
+	return n, ok
+}
+
+func (l *loader) list(n table.Node, path string, depth int) {
+	if n.Kind() == manifest.Module {
+		l.modules[path] = n
+	}
+	if depth < manifest.MaxDepth {
+		for _, c := range n.Children() {
+			l.list(c, manifest.Join(path, c.Key()), depth+1)
+		}
+	}
 }
 
 // source is a stored module as its constructor sees it.
