@@ -60,9 +60,7 @@ func share(na, nb, limit int, pair bool) (int, int) {
 		return limit, 0
 	}
 	short, long := min(na, nb), max(na, nb)
-	if short > limit {
-		long = short
-	} else {
+	if short <= limit {
 		long = max(short, limit-short)
 	}
 	if short+long > limit {
