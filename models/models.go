@@ -5,6 +5,7 @@
 package models
 
 import (
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -27,6 +28,7 @@ type Spec struct {
 	Config   any     // encodes to a JSON object, with the checkpoint's own key names; nil is {}
 	Params   []Param // the module's own tensors
 	Children []Child // modules inside it, in order
+	Values   []Value // bytes that every process copies: a tokenizer's file
 }
 
 // Param is one tensor of a module. Two params on the same memory are a tie, and stored once.
@@ -40,6 +42,13 @@ type Param struct {
 type Child struct {
 	Name   string // "0", "1" in a Sequential
 	Module Module
+}
+
+// Value is a named run of bytes of a module.
+type Value struct {
+	Name      string
+	MediaType string // "application/json", "application/octet-stream"
+	Data      []byte
 }
 
 // Source is a stored module as its constructor sees it. It is valid only during the constructor; the views it gives
@@ -58,6 +67,8 @@ type Source interface {
 	Tensor(name string, want tensor.Shape) (tensor.View, tensor.Role, error)
 	// Child builds the module of that name, once: a child used twice is the same pointer.
 	Child(name string) (Module, error)
+	// Value is the bytes of that name, to be copied by whoever keeps them.
+	Value(name string) ([]byte, bool)
 	// ChildNames lists the children in stored order.
 	ChildNames() []string
 	// Device is where the weights are to be used.
@@ -102,7 +113,28 @@ func (e *UnknownKindError) Error() string {
 		e.Path, e.Kind, strings.Join(Kinds(), " "))
 }
 
-// Build calls the constructor of the kind.
+// ErrorKind is the kind of zcerr.Unsupported.
+func (e *UnknownKindError) ErrorKind() string { return "unsupported" }
+
+// BuildError says which module could not be rebuilt from what is stored, and why.
+type BuildError struct {
+	Path, Kind string
+	Err        error
+}
+
+func (e *BuildError) Error() string { return fmt.Sprintf("%s (%s): %v", e.Path, e.Kind, e.Err) }
+
+func (e *BuildError) Unwrap() error { return e.Err }
+
+// ErrorKind is the kind of zcerr.Unsupported for what no backend or architecture computes, else of zcerr.Invalid.
+func (e *BuildError) ErrorKind() string {
+	if errors.Is(e.Err, gpu.ErrUnsupported) {
+		return "unsupported"
+	}
+	return "invalid"
+}
+
+// Build calls the constructor of the kind. Its errors have a kind (see proto/zcerr).
 func Build(kind string, s Source) (Module, error) {
 	mu.RLock()
 	c := kinds[kind]
@@ -110,5 +142,13 @@ func Build(kind string, s Source) (Module, error) {
 	if c == nil {
 		return nil, &UnknownKindError{Kind: kind, Path: s.Path()}
 	}
-	return c(s)
+	m, err := c(s)
+	if err != nil {
+		var named interface{ ErrorKind() string }
+		if !errors.As(err, &named) {
+			err = &BuildError{Path: s.Path(), Kind: kind, Err: err}
+		}
+		return nil, err
+	}
+	return m, nil
 }

@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -273,10 +272,6 @@ func (l *loader) module(n table.Node, path string) (models.Module, error) {
 	}
 	mod, err := models.Build(n.Impl(), &source{l: l, n: n, path: path})
 	if err != nil {
-		var unknown *models.UnknownKindError
-		if errors.As(err, &unknown) {
-			return nil, zcerr.New(zcerr.Unsupported, "%w", err)
-		}
 		return nil, err
 	}
 	l.built[path] = mod
@@ -372,7 +367,9 @@ func some(names []string) string {
 func (s *source) ChildNames() []string {
 	var names []string
 	for _, c := range s.n.Children() {
-		names = append(names, c.Key())
+		if k := c.Kind(); k == manifest.Module || k == manifest.Ref {
+			names = append(names, c.Key())
+		}
 	}
 	return names
 }

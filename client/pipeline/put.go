@@ -406,6 +406,10 @@ func (w *walker) module(m models.Module, path string) (*manifest.Node, error) {
 		}
 		n.Items = append(n.Items, manifest.Item{Key: c.Name, Node: kid})
 	}
+	for _, v := range spec.Values {
+		n.Items = append(n.Items, manifest.Item{Key: v.Name, Node: &manifest.Node{Kind: manifest.Value, MediaType: v.MediaType, Value: append([]byte{}, v.Data...)}})
+		w.report.Copied = append(w.report.Copied, Field{Path: manifest.Join(path, v.Name), Type: "[]byte", Bytes: len(v.Data)})
+	}
 	// After its children: a ref may only point at a module that is whole by then.
 	w.seen[m] = path
 	return n, nil

@@ -1,0 +1,45 @@
+// Package text opens stored text pipelines.
+//
+//	c, err := client.Dial(ctx, client.Options{})
+//	p, err := text.Open(ctx, c, "minilm")
+//	vectors, err := p.Embed(ctx, []string{"one copy of the weights"})
+//	p.Close()
+package text
+
+import (
+	"context"
+
+	"github.com/zcstore/zcstore/client"
+	"github.com/zcstore/zcstore/client/pipeline"
+	"github.com/zcstore/zcstore/models/text"
+	"github.com/zcstore/zcstore/proto/zcerr"
+)
+
+// Pipeline is a stored text pipeline in use: its weights are the shared pages. It is safe for many goroutines until Close.
+type Pipeline struct {
+	*text.Pipeline
+	model *client.Model
+}
+
+// Open attaches a text pipeline and rebuilds it. Errors: as for client.Attach; Invalid when what is stored is something else.
+func Open(ctx context.Context, c *client.Client, ref string) (*Pipeline, error) {
+	m, err := c.Attach(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	mod, err := pipeline.Build(m, pipeline.LoadOptions{})
+	if err == nil {
+		if p, ok := mod.(*text.Pipeline); ok {
+			return &Pipeline{Pipeline: p, model: m}, nil
+		}
+		err = zcerr.Wrap("open", ref, zcerr.New(zcerr.Invalid, "it is a %s, not a text pipeline", mod.Spec().Kind).WithHint("zcctl show %s", ref))
+	}
+	_ = m.Close()
+	return nil, err
+}
+
+// Stored is the attached version: its reference, digest and segments.
+func (p *Pipeline) Stored() *client.Model { return p.model }
+
+// Close releases the lease and unmaps the weights. No call may be running.
+func (p *Pipeline) Close() error { return p.model.Close() }

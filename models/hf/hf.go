@@ -1,0 +1,355 @@
+// Package hf imports what people have on disk: Hugging Face and sentence-transformers directories, and single safetensors
+// files. It turns them into drafts that a put streams straight from the files; nothing is loaded into memory.
+//
+// The tree of a directory is one module of kind "text": its children are the model, the tokenizer's files as values, and the
+// modules that sentence-transformers adds. Weights are stored as they are (F32, F16, BF16), under the checkpoint's own names,
+// with the role that the architecture gives them.
+package hf
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/zcstore/zcstore/models/arch"
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/safetensors"
+	"github.com/zcstore/zcstore/models/text"
+	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm/tensor"
+)
+
+// Import is a draft with the files behind it.
+type Import struct {
+	Draft *manifest.Draft
+	Kind  string   // "text": a pipeline; "tensors": a bare safetensors file
+	Notes []string // what was seen and left alone, for people
+
+	files []*os.File
+}
+
+// Close closes the files. The draft must not be used any more.
+func (im *Import) Close() error {
+	var errs []error
+	for _, f := range im.files {
+		errs = append(errs, f.Close())
+	}
+	im.files = nil
+	return errors.Join(errs...)
+}
+
+const maxJSON = 64 << 20
+
+// TensorsKind is the module kind of a bare safetensors file: weights without a model.
+const TensorsKind = "tensors"
+
+// Open imports a directory or a file. Errors: NotFound, Invalid (which file, which key, what to do), Unsupported (an
+// architecture or format that is not built).
+func Open(path string) (*Import, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, zcerr.New(zcerr.NotFound, "%s is not there", path).WithHint("give a Hugging Face or sentence-transformers directory, or a .safetensors file")
+	}
+	if err != nil {
+		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	im := &Import{}
+	if st.IsDir() {
+		err = im.directory(path)
+	} else {
+		err = im.single(path)
+	}
+	if err != nil {
+		_ = im.Close()
+		return nil, err
+	}
+	return im, nil
+}
+
+// single imports one safetensors file as tensors without a model.
+func (im *Import) single(path string) error {
+	im.Kind = TensorsKind
+	root := &manifest.Node{Kind: manifest.Module, Impl: TensorsKind, Config: json.RawMessage("{}")}
+	im.Draft = &manifest.Draft{Root: root}
+	w := weights{im: im}
+	if err := w.file(path); err != nil {
+		return err
+	}
+	if len(w.found) == 0 {
+		return zcerr.New(zcerr.Invalid, "%s has no tensors", path)
+	}
+	w.into(root, func(string) tensor.Role { return tensor.Other })
+	return nil
+}
+
+// directory imports a model directory.
+func (im *Import) directory(dir string) error {
+	im.Kind = text.Kind
+	modules, err := readModules(dir)
+	if err != nil {
+		return err
+	}
+	modelDir := dir
+	for _, m := range modules {
+		if m.kind() == "Transformer" {
+			modelDir = filepath.Join(dir, filepath.FromSlash(m.Path))
+		}
+	}
+	config, err := readConfig(modelDir)
+	if err != nil {
+		return err
+	}
+	a, ok := arch.Find(config.ModelType)
+	if !ok {
+		return zcerr.New(zcerr.Unsupported, "%s: model_type %q is not supported", filepath.Join(modelDir, "config.json"), config.ModelType).
+			WithHint("supported are: %s", strings.Join(arch.Types(), ", "))
+	}
+	cfg := text.Config{Task: task(config, modules)}
+	root := &manifest.Node{Kind: manifest.Module, Impl: text.Kind}
+	im.Draft = &manifest.Draft{Root: root}
+	model := &manifest.Node{Kind: manifest.Module, Impl: a.Kind, Config: config.canonical}
+	w := weights{im: im}
+	if err := w.directory(modelDir); err != nil {
+		return err
+	}
+	w.into(model, a.Roles)
+	root.Items = append(root.Items, manifest.Item{Key: text.PartModel, Node: model})
+	if err := im.tokenizer(root, dir, modelDir, config, &cfg); err != nil {
+		return err
+	}
+	for _, m := range modules {
+		if m.kind() == "Transformer" {
+			continue
+		}
+		node, err := m.node(dir)
+		if err != nil {
+			return err
+		}
+		root.Items = append(root.Items, manifest.Item{Key: strconv.Itoa(m.Idx) + "_" + m.kind(), Node: node})
+	}
+	if root.Config, err = canonical(cfg); err != nil {
+		return err
+	}
+	return w.verify(dir, root)
+}
+
+func canonical(v any) (json.RawMessage, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return manifest.CanonicalJSON(b)
+}
+
+// config is config.json as far as the importer itself reads it.
+type config struct {
+	ModelType     string            `json:"model_type"`
+	Architectures []string          `json:"architectures"`
+	MaxPositions  int               `json:"max_position_embeddings"`
+	VocabSize     int               `json:"vocab_size"`
+	ID2Label      map[string]string `json:"id2label"`
+	path          string
+	canonical     json.RawMessage
+}
+
+func readConfig(dir string) (*config, error) {
+	path := filepath.Join(dir, "config.json")
+	b, err := readSmall(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, zcerr.New(zcerr.Invalid, "%s has no config.json", dir).WithHint("a model directory has config.json and model.safetensors (or its index) in it")
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &config{path: path}
+	if err := json.Unmarshal(b, c); err != nil {
+		return nil, badJSON(path, err)
+	}
+	if c.canonical, err = manifest.CanonicalJSON(b); err != nil {
+		return nil, badJSON(path, err)
+	}
+	if c.ModelType == "" {
+		return nil, zcerr.New(zcerr.Invalid, "%s: model_type is missing", path).WithHint("it says which architecture the weights are of, as in \"model_type\": \"bert\"")
+	}
+	return c, nil
+}
+
+// readSmall reads a text file of a model directory whole.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, zcerr.New(zcerr.Invalid, "%s is no regular file", path)
+	}
+	if st.Size() > maxJSON {
+		return nil, zcerr.New(zcerr.Invalid, "%s has %d bytes, at most %d are read", path, st.Size(), maxJSON)
+	}
+	return io.ReadAll(io.LimitReader(f, maxJSON))
+}
+
+func badJSON(path string, err error) error {
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return zcerr.New(zcerr.Invalid, "%s: byte %d: %w", path, syntax.Offset, err)
+	}
+	var typ *json.UnmarshalTypeError
+	if errors.As(err, &typ) {
+		return zcerr.New(zcerr.Invalid, "%s: %s is a JSON %s, wanted is a %v", path, typ.Field, typ.Value, typ.Type)
+	}
+	return zcerr.New(zcerr.Invalid, "%s: %w", path, err)
+}
+
+// task is what the directory is for: its modules and architectures say it.
+func task(c *config, modules []module) string {
+	if len(modules) > 0 {
+		return text.Embed
+	}
+	for _, a := range c.Architectures {
+		if strings.HasSuffix(a, "ForSequenceClassification") {
+			return text.Classify
+		}
+	}
+	return text.Encode
+}
+
+// weights collects tensors of files.
+type weights struct {
+	im    *Import
+	found []stored
+	from  map[string]string // tensor name -> file
+}
+
+type stored struct {
+	entry safetensors.Entry
+	file  *os.File
+	start int64 // of the tensor's bytes in the file
+}
+
+// directory finds the weights of a model directory: one file, or shards with an index.
+func (w *weights) directory(dir string) error {
+	one, index := filepath.Join(dir, "model.safetensors"), filepath.Join(dir, "model.safetensors.index.json")
+	if _, err := os.Stat(index); err == nil {
+		return w.shards(dir, index)
+	}
+	if _, err := os.Stat(one); err == nil {
+		return w.file(one)
+	}
+	e := zcerr.New(zcerr.Invalid, "%s has neither model.safetensors nor model.safetensors.index.json", dir)
+	if bins, _ := filepath.Glob(filepath.Join(dir, "pytorch_model*.bin")); len(bins) > 0 {
+		return e.WithHint("it has PyTorch .bin weights, which this version does not read; save the model with safe_serialization=True")
+	}
+	return e.WithHint("download the weights as safetensors into the directory")
+}
+
+// shards reads an index and the files it names. Every tensor must be where the index says, and nowhere else.
+func (w *weights) shards(dir, path string) error {
+	b, err := readSmall(path)
+	if err != nil {
+		return zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	var index struct {
+		WeightMap map[string]string `json:"weight_map"`
+	}
+	if err := json.Unmarshal(b, &index); err != nil {
+		return badJSON(path, err)
+	}
+	if len(index.WeightMap) == 0 {
+		return zcerr.New(zcerr.Invalid, "%s: weight_map is missing or empty", path)
+	}
+	var files []string
+	for name, file := range index.WeightMap {
+		if file == "" || file != filepath.Base(file) || file == "." || file == ".." {
+			return zcerr.New(zcerr.Invalid, "%s: weight_map[%q] is %q, which is no file name in the directory", path, name, file)
+		}
+		if !slices.Contains(files, file) {
+			files = append(files, file)
+		}
+	}
+	sort.Strings(files)
+	for _, file := range files {
+		if _, err := os.Stat(filepath.Join(dir, file)); errors.Is(err, os.ErrNotExist) {
+			return zcerr.New(zcerr.Invalid, "shard %s is missing, and %s names it", filepath.Join(dir, file), filepath.Base(path)).WithHint("download the file again into %s", dir)
+		}
+		if err := w.file(filepath.Join(dir, file)); err != nil {
+			return err
+		}
+	}
+	for name, file := range index.WeightMap {
+		switch at := filepath.Base(w.from[name]); {
+		case w.from[name] == "":
+			return zcerr.New(zcerr.Invalid, "tensor %q is not in shard %s, where %s has it", name, file, filepath.Base(path))
+		case at != file:
+			return zcerr.New(zcerr.Invalid, "tensor %q is in shard %s, %s says %s", name, at, filepath.Base(path), file)
+		}
+	}
+	for name, file := range w.from {
+		if _, ok := index.WeightMap[name]; !ok {
+			return zcerr.New(zcerr.Invalid, "tensor %q of shard %s is not in %s", name, filepath.Base(file), filepath.Base(path))
+		}
+	}
+	return nil
+}
+
+// file adds the tensors of one safetensors file.
+func (w *weights) file(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	w.im.files = append(w.im.files, f)
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", path)
+	}
+	if err != nil {
+		return zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	h, err := safetensors.Read(f, st.Size())
+	if err != nil {
+		return zcerr.New(zcerr.Invalid, "%s: %w", path, err).WithHint("the file is damaged or no safetensors file; download it again")
+	}
+	if w.from == nil {
+		w.from = map[string]string{}
+	}
+	for _, e := range h.Entries {
+		if err := manifest.CheckTensorName(e.Name); err != nil {
+			if strings.HasPrefix(e.Name, "__pad__") {
+				continue // padding of one of our own segments
+			}
+			return zcerr.New(zcerr.Invalid, "%s: %w", path, err)
+		}
+		if other, dup := w.from[e.Name]; dup {
+			return zcerr.New(zcerr.Invalid, "tensor %q is in %s and in %s", e.Name, other, path)
+		}
+		w.from[e.Name] = path
+		w.found = append(w.found, stored{entry: e, file: f, start: h.DataStart + e.Begin})
+	}
+	return nil
+}
+
+// into makes the tensors found the params of a module.
+func (w *weights) into(n *manifest.Node, roles func(string) tensor.Role) {
+	d := w.im.Draft
+	for _, s := range w.found {
+		role := roles(s.entry.Name)
+		if len(s.entry.Shape) != 2 && (role == tensor.Linear || role == tensor.LinearT || role == tensor.Lookup) {
+			role = tensor.Other
+		}
+		n.Params = append(n.Params, manifest.Param{Name: s.entry.Name, Tensor: len(d.Tensors)})
+		d.Tensors = append(d.Tensors, manifest.DraftTensor{Names: []string{s.entry.Name}, DType: s.entry.DType, Shape: s.entry.Shape, Role: role, Data: io.NewSectionReader(s.file, s.start, s.entry.SizeBytes())})
+	}
+}

@@ -1,0 +1,151 @@
+package hf
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+
+	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/models"
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/shm/tensor"
+)
+
+// verify builds the pipeline on the files themselves, mapped and not read, and throws it away: a directory whose weights do
+// not fit its config is refused at put, not in the first worker.
+func (w *weights) verify(dir string, root *manifest.Node) error {
+	v := verifier{w: w, maps: map[*os.File]*shm.Mapping{}}
+	defer v.close()
+	_, err := models.Build(root.Impl, &draftSource{v: &v, n: root, path: ""})
+	if err != nil {
+		return zcerr.Wrap("import", dir, err)
+	}
+	return nil
+}
+
+type verifier struct {
+	w    *weights
+	maps map[*os.File]*shm.Mapping
+}
+
+func (v *verifier) close() {
+	for _, m := range v.maps {
+		_ = m.Close()
+	}
+}
+
+// view is a tensor of a file, mapped.
+func (v *verifier) view(s stored) (tensor.View, error) {
+	e := s.entry
+	if e.SizeBytes() == 0 {
+		return tensor.New(e.DType, e.Shape, nil)
+	}
+	m := v.maps[s.file]
+	if m == nil {
+		st, err := s.file.Stat()
+		if err != nil {
+			return tensor.View{}, err
+		}
+		if m, err = shm.Map(s.file, int(st.Size())); err != nil {
+			return tensor.View{}, err
+		}
+		v.maps[s.file] = m
+	}
+	return tensor.New(e.DType, e.Shape, m.Bytes()[s.start:s.start+e.SizeBytes()])
+}
+
+// draftSource is a module of a draft as its constructor sees it.
+type draftSource struct {
+	v    *verifier
+	n    *manifest.Node
+	path string
+}
+
+func (s *draftSource) Path() string {
+	if s.path == "" {
+		return "the pipeline"
+	}
+	return s.path
+}
+
+func (s *draftSource) Config(into any) error {
+	if err := json.Unmarshal(s.n.Config, into); err != nil {
+		return zcerr.New(zcerr.Invalid, "%s: config of %s: %w", s.Path(), s.n.Impl, err)
+	}
+	return nil
+}
+
+func (s *draftSource) find(name string) (stored, bool) {
+	for _, p := range s.n.Params {
+		if p.Name == name {
+			return s.v.w.found[p.Tensor], true
+		}
+	}
+	return stored{}, false
+}
+
+func (s *draftSource) Has(name string) bool { _, ok := s.find(name); return ok }
+
+func (s *draftSource) Names() []string {
+	var names []string
+	for _, p := range s.n.Params {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+func (s *draftSource) Tensor(name string, want tensor.Shape) (tensor.View, tensor.Role, error) {
+	st, ok := s.find(name)
+	if !ok {
+		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s: tensor %q %v is missing", s.Path(), name, want)
+	}
+	got := st.entry.Shape
+	fits := len(got) == len(want)
+	for i := 0; fits && i < len(want); i++ {
+		fits = want[i] < 0 || want[i] == got[i]
+	}
+	if want != nil && !fits {
+		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s: tensor %q is %v %v in %s, its config asks for %v", s.Path(), name, st.entry.DType, got, st.file.Name(), want)
+	}
+	v, err := s.v.view(st)
+	return v, tensor.Other, err
+}
+
+func (s *draftSource) item(name string) *manifest.Node {
+	for _, it := range s.n.Items {
+		if it.Key == name {
+			return it.Node
+		}
+	}
+	return nil
+}
+
+func (s *draftSource) Child(name string) (models.Module, error) {
+	n := s.item(name)
+	if n == nil || n.Kind != manifest.Module {
+		return nil, zcerr.New(zcerr.Invalid, "%s has no part %s", s.Path(), name)
+	}
+	path := strings.TrimPrefix(s.path+"."+name, ".")
+	return models.Build(n.Impl, &draftSource{v: s.v, n: n, path: path})
+}
+
+func (s *draftSource) Value(name string) ([]byte, bool) {
+	if n := s.item(name); n != nil && n.Kind == manifest.Value {
+		return n.Value, true
+	}
+	return nil, false
+}
+
+func (s *draftSource) ChildNames() []string {
+	var names []string
+	for _, it := range s.n.Items {
+		if it.Node.Kind == manifest.Module {
+			names = append(names, it.Key)
+		}
+	}
+	return names
+}
+
+func (s *draftSource) Device() gpu.Device { return nil }
