@@ -76,6 +76,9 @@ func (k Kind) String() string { return kinds[k.ok()].name }
 // Error makes a Kind a target of errors.Is.
 func (k Kind) Error() string { return k.String() }
 
+// ErrorKind is the kind's name: errors that crossed another boundary than gRPC, such as a worker's pipe, match by it.
+func (k Kind) ErrorKind() string { return k.String() }
+
 // Code is the gRPC code the kind travels as.
 func (k Kind) Code() codes.Code { return kinds[k.ok()].code }
 
