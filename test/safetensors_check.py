@@ -120,8 +120,9 @@ def main():
     for path in args.source:
         where = path
         _, _, header, _, found = read(path, complain)
-        for dtype, shape, digest in sorted(found - stored):
-            complain(f"a tensor {dtype} {shape} with SHA-256 {digest} is in no segment")
+        lost = sorted(found - stored)
+        if lost:
+            complain(f"{len(lost)} of its {len(found)} different tensors are in no segment, as {lost[0]}")
     if not paths:
         where = " ".join(args.paths)
         complain("no segments here")

@@ -39,14 +39,14 @@ for ((i = 0; ; i++)); do
 	sleep 0.1
 done
 
-# 5 MB with what a small model does not have: tensors over a megabyte, odd sizes, 16-bit ones, an empty one and a scalar.
+# Some 5 MB with what a small model does not have: tensors over a megabyte, odd sizes, 16-bit ones, an empty one and a scalar.
 "$py" - "$tmp/wide.safetensors" <<'PY'
 import sys
 import numpy as np
 from safetensors.numpy import save_file
 r = np.random.default_rng(7)
 save_file({
-    "wide.weight": r.standard_normal((600, 1024)).astype(np.float32),
+    "wide.weight": r.standard_normal((800, 1024)).astype(np.float32),
     "odd.weight": r.standard_normal((701, 499)).astype(np.float32),
     "half.weight": r.standard_normal((521, 521)).astype(np.float16),
     "line.weight": r.standard_normal((64, 33)).astype(np.float32),
@@ -66,7 +66,7 @@ awk '/^```python/ { on = 1; next } /^```/ { on = 0 } on' proto/README.md >"$tmp/
 [ -s "$tmp/attach.py" ] || { echo "proto/README.md has no Python example"; exit 1; }
 "$py" "$tmp/attach.py" "$ZCSTORE_SOCKET" wide >"$tmp/attached"
 cat "$tmp/attached"
-grep -q 'wide.weight F32 \[600, 1024\]' "$tmp/attached" || { echo "the example of proto/README.md did not list wide.weight"; exit 1; }
+grep -q 'wide.weight F32 \[800, 1024\]' "$tmp/attached" || { echo "the example of proto/README.md did not list wide.weight"; exit 1; }
 if "$py" "$tmp/attach.py" "$ZCSTORE_SOCKET" nothing-here >"$tmp/attached" 2>&1; then echo "attaching what is not stored succeeded"; exit 1; fi
 grep -q not_found "$tmp/attached" || { cat "$tmp/attached"; echo "no typed refusal"; exit 1; }
 echo "the example of proto/README.md attaches, and is refused as it should be"
