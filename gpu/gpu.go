@@ -83,14 +83,18 @@ func (m Matrix) Shape() tensor.Shape { return tensor.Shape{m.Rows, m.Cols} }
 
 // Columns is the part of n columns from the given one on.
 func (m Matrix) Columns(from, n int) Matrix {
-	m.Off += from
+	if m.Rows > 0 { // an empty matrix may lie at the very end of its buffer
+		m.Off += from
+	}
 	m.Cols = n
 	return m
 }
 
 // Slice is the part of n rows from the given one on.
 func (m Matrix) Slice(from, n int) Matrix {
-	m.Off += from * m.Stride
+	if n > 0 {
+		m.Off += from * m.Stride
+	}
 	m.Rows = n
 	return m
 }
