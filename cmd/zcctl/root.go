@@ -39,8 +39,8 @@ const (
 // commands lists every command, in the order of the help. Each is a function of one file.
 var commands = []func(*app) *cobra.Command{
 	putCmd, lsCmd, showCmd, tagCmd, rmCmd,
-	psCmd,
-	statusCmd, doctorCmd, versionCmd, daemonCmd,
+	psCmd, demoCmd,
+	statusCmd, doctorCmd, versionCmd, daemonCmd, demoDaemonCmd,
 }
 
 // app is what every command gets: the global flags, and where output goes.
@@ -100,6 +100,9 @@ func newRoot(a *app) *cobra.Command {
 func unknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
+	}
+	if len(args[0]) <= 3 {
+		cmd.SuggestionsMinimumDistance = 1 // half of the commands have two letters
 	}
 	e := zcerr.New(zcerr.Invalid, "there is no command %q", args[0])
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
