@@ -139,6 +139,12 @@ func (r *run) report(out io.Writer, minFile, countsFile string) error {
 	}
 	byName(failed)
 	byName(skipped)
+	ran := passed
+	for _, k := range failed {
+		if k.test != "" {
+			ran++
+		}
+	}
 	for _, k := range failed {
 		fmt.Fprintf(out, "\nFAILED %s %s\n%s", k.pkg, k.test, strings.Join(r.output[k], ""))
 		if k.test != "" {
@@ -166,7 +172,6 @@ func (r *run) report(out io.Writer, minFile, countsFile string) error {
 	}
 	if minFile != "" {
 		least, err := readMin(minFile)
-		ran := passed + len(failed)
 		switch {
 		case err != nil:
 			errs = append(errs, err)
