@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"syscall"
 	"text/tabwriter"
@@ -50,6 +51,7 @@ func demoCmd(a *app) *cobra.Command {
 				opt.Size = int(n)
 			}
 			opt.StartDaemon = startDaemon
+			signal.Ignore(syscall.SIGPIPE) // a reader that goes away must not keep us from cleaning up
 			if a.output != "json" {
 				opt.Say = func(format string, args ...any) { fmt.Fprintf(a.stdout, format+"\n", args...) }
 			}

@@ -39,7 +39,7 @@ const (
 // commands lists every command, in the order of the help. Each is a function of one file.
 var commands = []func(*app) *cobra.Command{
 	putCmd, lsCmd, showCmd, tagCmd, rmCmd,
-	psCmd, demoCmd,
+	psCmd, inferCmd, demoCmd,
 	statusCmd, doctorCmd, versionCmd, daemonCmd, demoDaemonCmd,
 }
 
@@ -93,6 +93,10 @@ func newRoot(a *app) *cobra.Command {
 	}
 	root.SetHelpCommandGroupID(groupDaemon)
 	root.SetCompletionCommandGroupID(groupDaemon)
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // so that a shell it does not know is an error
+	}
 	return root
 }
 

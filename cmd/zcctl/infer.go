@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/zcstore/zcstore/client/text"
+	modeltext "github.com/zcstore/zcstore/models/text"
+	"github.com/zcstore/zcstore/proto/zcerr"
+)
+
+const inferHelp = `infer runs a stored text pipeline in this process, on the shared weights: an embedder gives vectors, a classifier
+labels. Texts are the arguments, or the lines of standard input when there are none.
+
+People get a short view; -o json gives every number.`
+
+const inferExample = `  zcctl infer minilm "one copy of the weights" "used in place by every worker"
+  zcctl infer minilm -o json < lines.txt
+  zcctl infer intents "please remove the old model"`
+
+// inferResult is one text's answer; fields that do not apply are left out.
+type inferResult struct {
+	Text        string             `json:"text"`
+	Tokens      int                `json:"tokens"`
+	Truncated   int                `json:"truncated_tokens,omitempty"`
+	Embedding   []float32          `json:"embedding,omitempty"`
+	Label       string             `json:"label,omitempty"`
+	Probability float32            `json:"probability,omitempty"`
+	Scores      map[string]float32 `json:"scores,omitempty"`
+}
+
+type inferOutput struct {
+	Schema  int           `json:"schema"`
+	Ref     string        `json:"ref"`
+	Digest  string        `json:"digest"`
+	Task    string        `json:"task"`
+	Results []inferResult `json:"results"`
+}
+
+func inferCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "infer REF [TEXT...]", Short: "Run a stored text pipeline: vectors or labels", GroupID: groupUse,
+		Long: inferHelp, Example: inferExample, Args: args(true, "REF"), ValidArgsFunction: a.completeRefs(1),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			ctx, cancel := a.within(cmd.Context(), 0)
+			defer cancel()
+			c, err := a.dial(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			start := time.Now()
+			p, err := text.Open(ctx, c, argv[0])
+			if err != nil {
+				return err
+			}
+			defer p.Close()
+			opened := time.Since(start)
+			texts := argv[1:]
+			if len(texts) == 0 {
+				if texts, err = readLines(cmd.InOrStdin()); err != nil {
+					return err
+				}
+			}
+			out := inferOutput{Schema: 1, Ref: p.Stored().Ref(), Digest: p.Stored().Digest().String(), Task: p.Config().Task, Results: []inferResult{}}
+			start = time.Now()
+			if p.Config().Task == modeltext.Classify {
+				err = classifyTexts(cmd, p, texts, &out)
+			} else {
+				err = embedTexts(cmd, p, texts, &out)
+			}
+			if err != nil {
+				return zcerr.Wrap("infer", argv[0], err)
+			}
+			if a.output == "json" {
+				return json.NewEncoder(a.stdout).Encode(out)
+			}
+			if err := showResults(a.stdout, &out); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "%s %s: opened in %.1f ms, %d texts in %.0f ms\n", out.Ref, p.Stored().Digest().Short(), opened.Seconds()*1e3, len(texts), time.Since(start).Seconds()*1e3)
+			return nil
+		},
+	}
+}
+
+// readLines reads the texts of standard input, one a line.
+func readLines(r io.Reader) ([]string, error) {
+	if f, ok := r.(*os.File); ok {
+		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
+			return nil, zcerr.New(zcerr.Invalid, "there is no text").WithHint("give texts as arguments, or lines on standard input")
+		}
+	}
+	var lines []string
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, 16<<20)
+	for sc.Scan() {
+		lines = append(lines, sc.Text())
+	}
+	if err := sc.Err(); err != nil {
+		return nil, zcerr.New(zcerr.Invalid, "read standard input: %w", err)
+	}
+	if len(lines) == 0 {
+		return nil, zcerr.New(zcerr.Invalid, "there is no text").WithHint("give texts as arguments, or lines on standard input")
+	}
+	return lines, nil
+}
+
+func embedTexts(cmd *cobra.Command, p *text.Pipeline, texts []string, out *inferOutput) error {
+	got, err := p.Embed(cmd.Context(), texts)
+	if err != nil {
+		return err
+	}
+	for i, g := range got {
+		out.Results = append(out.Results, inferResult{Text: texts[i], Tokens: g.Tokens, Truncated: g.Truncated, Embedding: g.Vector})
+	}
+	return nil
+}
+
+func classifyTexts(cmd *cobra.Command, p *text.Pipeline, texts []string, out *inferOutput) error {
+	got, err := p.Classify(cmd.Context(), texts)
+	if err != nil {
+		return err
+	}
+	labels := p.Labels()
+	for i, g := range got {
+		scores := map[string]float32{}
+		for k, s := range g.Scores {
+			scores[labels[k]] = s
+		}
+		out.Results = append(out.Results, inferResult{Text: texts[i], Tokens: g.Tokens, Truncated: g.Truncated, Label: g.Label, Probability: g.Score, Scores: scores})
+	}
+	return nil
+}
+
+// showResults is the short view for people.
+func showResults(w io.Writer, out *inferOutput) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if out.Task == modeltext.Classify {
+		fmt.Fprintln(tw, "LABEL\tPROBABILITY\tTOKENS\tTEXT")
+	} else {
+		fmt.Fprintln(tw, "DIM\tNORM\tTOKENS\tVECTOR\tTEXT")
+	}
+	for _, r := range out.Results {
+		tokens := fmt.Sprint(r.Tokens)
+		if r.Truncated > 0 {
+			tokens += fmt.Sprintf(" (%d cut)", r.Truncated)
+		}
+		short := strings.Join(strings.Fields(r.Text), " ")
+		if runes := []rune(short); len(runes) > 60 {
+			short = string(runes[:57]) + "..."
+		}
+		if out.Task == modeltext.Classify {
+			fmt.Fprintf(tw, "%s\t%.3f\t%s\t%s\n", r.Label, r.Probability, tokens, short)
+			continue
+		}
+		fmt.Fprintf(tw, "%d\t%.3f\t%s\t%s\t%s\n", len(r.Embedding), norm(r.Embedding), tokens, head(r.Embedding), short)
+	}
+	return tw.Flush()
+}
+
+func norm(v []float32) float64 {
+	sum := 0.0
+	for _, x := range v {
+		sum += float64(x) * float64(x)
+	}
+	return math.Sqrt(sum)
+}
+
+func head(v []float32) string {
+	var parts []string
+	for _, x := range v[:min(4, len(v))] {
+		parts = append(parts, fmt.Sprintf("%.4f", x))
+	}
+	return "[" + strings.Join(parts, ", ") + ", ...]"
+}
