@@ -1,6 +1,7 @@
 package cpu_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/gpu/gputest"
+	"github.com/zcstore/zcstore/shm/tensor"
 )
 
 func TestConformance(t *testing.T) {
@@ -39,5 +41,80 @@ func TestThreads(t *testing.T) {
 func TestOpenUnknown(t *testing.T) {
 	if _, err := gpu.Open("abacus", gpu.Options{}); err == nil || !strings.Contains(err.Error(), "cpu") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The device computes on the imported bytes themselves.
+func TestZeroCopy(t *testing.T) {
+	host := make([]float32, 1<<20)
+	v, err := tensor.FromFloat32s(tensor.Shape{1 << 10, 1 << 10}, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := cpu.Default()
+	var w *gpu.Weight
+	if got := testing.AllocsPerRun(10, func() { w, err = dev.Import(v, tensor.Linear) }); err != nil || got > 4 {
+		t.Fatalf("%v allocations, %v", got, err)
+	}
+	if w.Mode != gpu.ZeroCopy {
+		t.Errorf("mode %v", w.Mode)
+	}
+	g, err := gpu.NewGroup([]*gpu.Weight{w}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host[5<<10] = 3 // row 5
+	s, err := dev.NewStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	x, y, out := s.F32(1, 1<<10), s.F32(1, 1<<10), make([]float32, 1<<10)
+	in := make([]float32, 1<<10)
+	in[0] = 2
+	s.Upload(x, in)
+	s.Linear(y, x, g, gpu.Epilogue{})
+	s.Download(out, y)
+	if err := s.Sync(); err != nil || out[5] != 6 {
+		t.Errorf("got %v, %v: the weight is not the host's memory", out[5], err)
+	}
+	raw := make([]byte, 17)
+	if _, err := dev.Import(tensor.View{DType: tensor.F32, Shape: tensor.Shape{2, 2}, Data: raw[1:]}, tensor.Linear); !errors.Is(err, gpu.ErrUnsupported) {
+		t.Errorf("misaligned: %v", err)
+	}
+}
+
+func BenchmarkLinear(b *testing.B) {
+	dev := cpu.Default()
+	for _, c := range [][3]int{{1, 768, 768}, {8, 384, 384}, {128, 384, 384}, {128, 1536, 384}, {128, 384, 1536}, {128, 768, 768}} {
+		b.Run(fmt.Sprintf("m=%d/n=%d/k=%d", c[0], c[1], c[2]), func(b *testing.B) {
+			v, err := tensor.FromFloat32s(tensor.Shape{c[1], c[2]}, make([]float32, c[1]*c[2]))
+			if err != nil {
+				b.Fatal(err)
+			}
+			w, err := dev.Import(v, tensor.Linear)
+			if err != nil {
+				b.Fatal(err)
+			}
+			g, err := gpu.NewGroup([]*gpu.Weight{w}, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			s, err := dev.NewStream()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			x, y := s.F32(c[0], c[2]), s.F32(c[0], c[1])
+			s.Upload(x, make([]float32, c[0]*c[2]))
+			b.ReportAllocs()
+			for b.Loop() {
+				s.Linear(y, x, g, gpu.Epilogue{})
+				if err := s.Sync(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(2*float64(c[0]*c[1]*c[2])*float64(b.N)/b.Elapsed().Seconds()/1e9, "GF/s")
+		})
 	}
 }

@@ -448,6 +448,9 @@ func testAttention(t *testing.T, dev gpu.Device) {
 					}
 					if mask[i] == 0 {
 						all.set(i, 2*h, math.NaN()) // what is hidden does not count, whatever it is
+						for j := h; j < 2*h; j++ {
+							all.set(i, j, 1e4)
+						}
 					}
 				}
 			}
