@@ -115,8 +115,7 @@ func checkSpace(dir string) []check {
 	case avail < smallSpace/2:
 		out = append(out, warn("memory", "end something, or remove versions: zcctl ls", "only %s available of %s", units.Bytes(avail), units.Bytes(total)))
 	case size > 0 && free > avail:
-		out = append(out, warn("memory", "nothing, unless models do not fit; zcstored --max-bytes sets a budget",
-			"%s available of %s, less than the %s free in shared memory: the daemon refuses what memory does not have", units.Bytes(avail), units.Bytes(total), units.Bytes(free)))
+		out = append(out, ok("memory", "%s available of %s: the daemon refuses what goes beyond, though shared memory has %s free", units.Bytes(avail), units.Bytes(total), units.Bytes(free)))
 	default:
 		out = append(out, ok("memory", "%s available of %s", units.Bytes(avail), units.Bytes(total)))
 	}
@@ -253,44 +252,43 @@ func readNumber(path string) (uint64, bool) {
 // checkLeftovers finds segment directories that no daemon serves.
 func (a *app) checkLeftovers(st *zcstorev1.StatusReply) []check {
 	const name = "leftovers"
-	pattern := "zcstore-" + strconv.Itoa(os.Geteuid()) + "-*"
+	uid := strconv.Itoa(os.Geteuid())
 	if os.Geteuid() == 0 {
-		pattern = "zcstore-*-*"
+		uid = "[0-9]*" // root sees those of everybody
 	}
-	dirs, err := filepath.Glob(filepath.Join(shmDir, pattern))
-	if err != nil {
-		return nil
-	}
-	probes, _ := filepath.Glob(filepath.Join(shmDir, "zcctl-doctor-*"))
 	var out []check
 	served := 0
-	for _, dir := range dirs {
-		if st != nil && st.Directory == dir || isServed(dir) {
+	for _, dir := range inShm("zcstore-" + uid + "-*") {
+		switch size := blocksIn(dir); {
+		case st != nil && st.Directory == dir, isLocked(filepath.Join(dir, "lock")):
 			served++
-			continue
-		}
-		size := blocksIn(dir)
-		if dir == socketpath.SegmentDir(a.socket) {
+		case dir == socketpath.SegmentDir(a.socket):
 			out = append(out, ok(name, "%s (%s) waits for the next daemon on %s", dir, units.Bytes(size), a.socket))
-			continue
+		default:
+			out = append(out, warn(name, "start its daemon again to use it, or give the memory back: rm -r "+dir, "no daemon serves %s, which holds %s", dir, units.Bytes(size)))
 		}
-		out = append(out, warn(name, "start its daemon again to use it, or give the memory back: rm -r "+dir, "no daemon serves %s, which holds %s", dir, units.Bytes(size)))
 	}
-	for _, dir := range probes {
-		if blocksIn(dir) == 0 { // of a doctor at work, perhaps
-			continue
+	// Those of `zcctl demo` and of doctor itself, when they were killed. An empty one is just being made.
+	for _, dir := range append(inShm("zcstore-demo-"+uid+"-*"), inShm("zcctl-doctor-*")...) {
+		locked := isLocked(filepath.Join(dir, "demo.lock")) || isLocked(filepath.Join(dir, "segments", "lock"))
+		if size := blocksIn(dir); !locked && size > 0 {
+			out = append(out, warn(name, "rm -r "+dir, "an interrupted command has left %s, which holds %s", dir, units.Bytes(size)))
 		}
-		out = append(out, warn(name, "rm -r "+dir, "an interrupted doctor has left %s", dir))
 	}
 	if len(out) == 0 {
-		out = append(out, ok(name, "%s here, all served by a daemon", count(served, "segment directory")))
+		out = append(out, ok(name, "none (%d in use)", served))
 	}
 	return out
 }
 
-// isServed tells whether a daemon has the lock of a segment directory. In doubt, yes.
-func isServed(dir string) bool {
-	fd, err := unix.Open(filepath.Join(dir, "lock"), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func inShm(pattern string) []string {
+	dirs, _ := filepath.Glob(filepath.Join(shmDir, pattern)) // fails only for a bad pattern
+	return dirs
+}
+
+// isLocked tells whether somebody has the lock of a file. In doubt, yes.
+func isLocked(path string) bool {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return !errors.Is(err, unix.ENOENT)
 	}

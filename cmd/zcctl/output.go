@@ -85,7 +85,7 @@ func cut(s string, n int) string {
 // span writes a duration for people: 850ms, 12s, 5m, 3h, 4d.
 func span(d time.Duration) string {
 	switch d = max(0, d); {
-	case d < time.Second:
+	case d > 0 && d < time.Second:
 		return fmt.Sprintf("%dms", d.Milliseconds())
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))
@@ -102,7 +102,7 @@ func age(unixMilli int64) string {
 	if unixMilli <= 0 {
 		return "-"
 	}
-	return span(time.Since(time.UnixMilli(unixMilli)))
+	return span(time.Since(time.UnixMilli(unixMilli)).Truncate(time.Second))
 }
 
 // grid writes columns for people.
