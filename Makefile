@@ -5,7 +5,7 @@ GO       ?= go
 FUZZTIME ?= 10s
 BENCH    ?= .
 # Packages with goroutines, processes or shared memory: where the race detector can find something in reasonable time.
-RACE     ?= $(wildcard internal client shm cmd/zcctl gpu test)
+RACE     ?= $(wildcard internal client shm cmd/zcctl gpu examples test)
 IMAGE    ?= zcstore
 CROSS    ?= amd64 arm64
 
@@ -22,7 +22,7 @@ test: ## all tests that need no GPU
 	$(GO) test ./...
 
 race: ## the packages with concurrency, under the race detector
-	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test -race $(patsubst %,./%/...,$(RACE))
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test -race -timeout 20m $(patsubst %,./%/...,$(RACE))
 
 vet: ## go vet
 	$(GO) vet ./...
