@@ -65,24 +65,34 @@ func (s *Store) BeginPut(target string, replace bool, encoded []byte) (*Put, err
 		return nil, zcerr.New(zcerr.Invalid, "%w", err)
 	}
 	p := &Put{s: s, ref: r, replace: replace, man: man, digest: digest}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.checkTargetLocked(r, digest, replace); err != nil {
+	if err := p.plan(); err != nil {
 		return nil, err
 	}
-	if s.openPuts >= s.opt.MaxPuts {
-		return nil, zcerr.New(zcerr.Limit, "%d puts are open, the limit is %d", s.openPuts, s.opt.MaxPuts).WithHint("wait for one to end, or start the daemon with a larger --max-puts")
-	}
-	s.openPuts++
-	if s.versions[digest] != nil {
-		p.existed = true
-		return p, nil
-	}
-	if err := p.planLocked(); err != nil {
-		p.abortLocked()
+	if err := p.reserve(); err != nil {
+		p.Abort()
 		return nil, err
 	}
 	return p, nil
+}
+
+// plan opens the put and decides which tensors are taken from other versions, whose segments it pins.
+func (p *Put) plan() error {
+	s := p.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.checkTargetLocked(p.ref, p.digest, p.replace); err != nil {
+		return err
+	}
+	if s.openPuts >= s.opt.MaxPuts {
+		return zcerr.New(zcerr.Limit, "%d puts are open, the limit is %d", s.openPuts, s.opt.MaxPuts).WithHint("wait for one to end, or start the daemon with a larger --max-puts")
+	}
+	s.openPuts++
+	if s.versions[p.digest] != nil {
+		p.existed = true
+		return nil
+	}
+	p.shareLocked()
+	return nil
 }
 
 // checkTargetLocked refuses an explicit tag that points at other bytes.
@@ -101,8 +111,8 @@ func (s *Store) checkTargetLocked(r ref.Ref, d manifest.Digest, replace bool) er
 	return nil
 }
 
-// planLocked decides which tensors are taken from other versions and reserves the rest.
-func (p *Put) planLocked() error {
+// shareLocked takes what other versions have, and lists what is wanted.
+func (p *Put) shareLocked() {
 	reuse := p.chooseSegmentsLocked()
 	index := map[*segment]int{}
 	p.locs = make([]table.Location, len(p.man.Tensors))
@@ -124,6 +134,10 @@ func (p *Put) planLocked() error {
 		p.wanted = append(p.wanted, i)
 		p.wantedBytes += size
 	}
+}
+
+// reserve lays out the new segment and allocates every page of it. Large ones take a while, so no lock is held.
+func (p *Put) reserve() error {
 	if len(p.wanted) == 0 {
 		p.filled = true
 		return nil
@@ -136,13 +150,13 @@ func (p *Put) planLocked() error {
 	for _, row := range p.wanted {
 		p.locs[row] = table.Location{Segment: len(p.segs), Offset: uint64(lay.offset[row])}
 	}
-	if err := p.s.admitLocked(uint64(lay.size)); err != nil {
+	if err := p.s.admit(uint64(lay.size)); err != nil {
 		return err
 	}
 	if p.w, err = p.s.dir.Create(lay.size); err != nil {
 		var full *shm.NoSpaceError
 		if errors.As(err, &full) {
-			return noSpace(full.Need, full.Have, p.s.heldBytesLocked())
+			return p.s.noSpace(full.Need, full.Have)
 		}
 		return err
 	}
@@ -187,17 +201,19 @@ func (p *Put) chooseSegmentsLocked() map[*segment]bool {
 	return chosen
 }
 
-// admitLocked refuses what would not fit before anything is allocated.
-func (s *Store) admitLocked(need uint64) error {
+// admit refuses what would not fit before anything is allocated.
+func (s *Store) admit(need uint64) error {
 	_, free, err := s.dir.Space()
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	used := s.usedBytesLocked()
+	s.mu.Unlock()
 	if need > free {
-		return noSpace(need, free, s.heldBytesLocked())
+		return s.noSpace(need, free)
 	}
 	if s.opt.MaxBytes > 0 {
-		used := s.usedBytesLocked()
 		if used+need > s.opt.MaxBytes {
 			return zcerr.New(zcerr.NoSpace, "%s needed, %s left of the budget of %s", units.Bytes(need), units.Bytes(s.opt.MaxBytes-min(used, s.opt.MaxBytes)), units.Bytes(s.opt.MaxBytes)).
 				WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), or start the daemon with a larger --max-bytes")
@@ -205,7 +221,7 @@ func (s *Store) admitLocked(need uint64) error {
 	}
 	// A tmpfs may be larger than the memory that is left; filling it then ends in an out-of-memory kill, not in an error.
 	if avail, ok := memAvailable(); ok && need+reserveBytes > avail {
-		return noSpace(need, avail-min(avail, reserveBytes), s.heldBytesLocked())
+		return s.noSpace(need, avail-min(avail, reserveBytes))
 	}
 	return nil
 }

@@ -400,6 +400,13 @@ func (s *Store) writeCatalogLocked() error {
 	return nil
 }
 
+func (s *Store) noSpace(need, have uint64) error {
+	s.mu.Lock()
+	held := s.heldBytesLocked()
+	s.mu.Unlock()
+	return noSpace(need, have, held)
+}
+
 func noSpace(need, have, held uint64) error {
 	e := zcerr.New(zcerr.NoSpace, "%s needed, %s free in shared memory", units.Bytes(need), units.Bytes(have))
 	if held > 0 {

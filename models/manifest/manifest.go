@@ -31,7 +31,7 @@ const (
 	MaxNodes      = 1 << 20
 	MaxDepth      = 64
 	MaxNameBytes  = 1 << 10
-	MaxBytes      = 512 << 20 // canonical form
+	MaxBytes      = 128 << 20 // canonical form
 	MaxValueBytes = 64 << 20  // one value node
 )
 
