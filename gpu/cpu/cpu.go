@@ -85,7 +85,7 @@ func (d *Device) Close() error { return d.pool.Close() }
 
 // Alloc implements gpu.Device: memory of the Go heap.
 func (d *Device) Alloc(bytes int) (gpu.Buf, error) {
-	if bytes < 0 {
+	if bytes < 0 || bytes > 1<<40 { // make would panic, where there is no memory to be had
 		return nil, &gpu.OpError{Op: "alloc", Kind: gpu.ErrMemory, Reason: fmt.Sprintf("%d bytes", bytes)}
 	}
 	return &buf{d: d, f: make([]float32, (bytes+3)/4)}, nil

@@ -121,17 +121,22 @@ func (l *loader) weight(name string, shape ...int) *gpu.Weight {
 		return nil
 	}
 	l.used[name] = true
-	v, _, err := l.src.Tensor(name, shape)
+	v, stored, err := l.src.Tensor(name, shape)
 	if err != nil {
 		l.e.Wrong = append(l.e.Wrong, err)
 		return nil
 	}
-	w, err := l.dev.Import(v, Roles(name))
+	role, ok := Roles(name).Merge(stored) // it may also be used in another way, elsewhere
+	if !ok || (role != Roles(name) && role != tensor.LookupLinear) {
+		l.e.Wrong = append(l.e.Wrong, fmt.Errorf("load %s: it is stored as %v, used as %v", name, stored, Roles(name)))
+		return nil
+	}
+	w, err := l.dev.Import(v, role)
 	if err != nil {
 		l.e.Wrong = append(l.e.Wrong, fmt.Errorf("load %s: %w", name, err))
 		return nil
 	}
-	l.params = append(l.params, models.Param{Name: name, Tensor: v, Role: Roles(name)})
+	l.params = append(l.params, models.Param{Name: name, Tensor: v, Role: role})
 	return w
 }
 

@@ -456,6 +456,7 @@ func TestErrors(t *testing.T) {
 		{"in a sequential", two(NewSequential(NewReLU(), NewLinear(4, 2)).Forward(x)), gpu.ErrShape, "nn.Linear"},
 		{"norm", two(NewLayerNorm(4).Forward(x)), gpu.ErrShape, "nn.LayerNorm"},
 		{"no size", two(NewLinear(0, 2).Forward(x)), gpu.ErrShape, "in_features 0"},
+		{"too large to make", two(NewLinear(1<<30, 1<<30).Forward(x)), gpu.ErrShape, "weight"},
 		{"nil", two(NewLinear(3, 2).Forward(nil)), gpu.ErrShape, "nil"},
 		{"nil into a sequential", two(NewSequential().Forward(nil)), gpu.ErrShape, "nil"},
 		{"nil layer", two(NewSequential(nil).Forward(x)), nil, "layer 0 is nil"},
@@ -540,6 +541,11 @@ func TestTensor(t *testing.T) {
 		check("softmax", y, err, 0.26894143, 0.7310586)
 		y, err = x.MeanPool([]int{0, 2, 3}, []int32{1, 0, 1})
 		check("pool", y, err, 1, 2, -5, 6)
+		y, err = x.Pick([]int{2, 0})
+		check("pick", y, err, -5, 6, 1, 2)
+		if _, err := x.Pick([]int{3}); !errors.Is(err, gpu.ErrIndex) {
+			t.Errorf("pick past the end: %v", err)
+		}
 		y, err = row.L2Normalize()
 		check("l2", y, err, 0.6, 0.8)
 		y, err = x.Reshape(tensor.Shape{2, 3})

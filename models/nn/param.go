@@ -200,8 +200,8 @@ func optionsOf(opts []Option) *options {
 // init gives params values and puts them on the device.
 func (p *param) init(dev gpu.Device, value func() float32) error {
 	n, ok := p.shape.Elements()
-	if !ok || n > 1<<40 {
-		return fmt.Errorf("%s of shape %v", p.name, p.shape)
+	if !ok || n > 1<<32 { // what is larger is loaded, not made
+		return shapeError("nn", p.shape, "no such %s can be made", p.name)
 	}
 	vals := make([]float32, n)
 	for i := range vals {

@@ -216,6 +216,28 @@ func (t *Tensor) MeanPool(starts []int, mask []int32) (*Tensor, error) {
 	}, t)
 }
 
+// Pick is the rows of those numbers, in that order: [len(rows), last dimension]. All dimensions but the last are counted
+// through as rows.
+func (t *Tensor) Pick(rows []int) (*Tensor, error) {
+	if t.ints != nil {
+		return nil, t.notFloat("nn.Pick")
+	}
+	n, cols := matrixOf(t.shape)
+	ids := make([]int32, len(rows))
+	for i, r := range rows {
+		if r < 0 || r >= n {
+			return nil, &gpu.OpError{Op: "nn.Pick", Kind: gpu.ErrIndex, Reason: fmt.Sprintf("row %d of %d", r, n),
+				Operands: []gpu.Operand{{Name: "x", Shape: t.shape, DType: tensor.F32}}}
+		}
+		ids[i] = int32(r)
+	}
+	return run(t.device(), tensor.Shape{len(rows), cols}, func(s *gpu.Stream, out gpu.Matrix) {
+		x, at := t.on(s), s.I32(len(ids))
+		s.UploadInts(at, ids)
+		s.Pick(out, x, at)
+	}, t)
+}
+
 func (t *Tensor) scalar(name string, op gpu.Binary, f float32) (*Tensor, error) {
 	return t.each(name, func(s *gpu.Stream, out, x gpu.Matrix) { s.Scalar(op, out, x, f) })
 }
