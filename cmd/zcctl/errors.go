@@ -9,7 +9,29 @@ import (
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
-var errInterrupted = zcerr.New(zcerr.Canceled, "interrupted")
+// interrupted is what a command's error means once Ctrl-C was pressed. What is more than the end itself, such as something
+// that could not be removed, is told.
+func interrupted(err error) error {
+	if zcerr.KindOf(err) == zcerr.Canceled {
+		return zcerr.New(zcerr.Canceled, "interrupted")
+	}
+	return zcerr.New(zcerr.Canceled, "interrupted: %w", err)
+}
+
+// wantsJSON looks for -o json in a command line that could not be parsed.
+func wantsJSON(args []string) bool {
+	for i, arg := range args {
+		switch arg {
+		case "-ojson", "-o=json", "--output=json":
+			return true
+		case "-o", "--output":
+			if i+1 < len(args) && args[i+1] == "json" {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // saidError is an error whose parts were reported when they came. Only its exit code is left to give.
 type saidError struct{ exit int }

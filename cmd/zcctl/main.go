@@ -34,11 +34,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return 0
 	case ctx.Err() != nil:
-		return a.report(errInterrupted)
+		return a.report(interrupted(err))
 	case errors.As(err, &said):
 		return said.exit
 	case !a.started: // of cobra: flags and arguments
 		err = usage(cmd, err)
+		if wantsJSON(args) { // flags behind a wrong one were not read
+			a.output = "json"
+		}
 	}
 	return a.report(err)
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/socketpath"
+	"github.com/zcstore/zcstore/internal/testleak"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -54,16 +55,21 @@ func (s *suite) Run() int {
 		fmt.Fprintf(os.Stderr, "build zcstored: %v\n%s", err, out)
 		return 1
 	}
-	probes := func() []string { p, _ := filepath.Glob("/dev/shm/zcctl-doctor-*"); return p }
-	before := probes()
-	code := s.M.Run()
-	for _, p := range probes() {
+	before := litter()
+	code := testleak.Run(s.M)
+	for _, p := range litter() {
 		if !slices.Contains(before, p) {
 			fmt.Fprintln(os.Stderr, "left behind:", p)
 			code = 1
 		}
 	}
 	return code
+}
+
+// litter lists what doctor makes in shared memory, and should remove.
+func litter() []string {
+	found, _ := filepath.Glob("/dev/shm/zcctl-doctor-*")
+	return found
 }
 
 // wait is how long an event may take before a test fails.
@@ -85,6 +91,7 @@ func TestScripts(t *testing.T) {
 			socket := filepath.Join(env.WorkDir, "s.sock")
 			env.Setenv(socketpath.Env, socket)
 			env.Setenv("GOLDEN", golden)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector sleeps a second at each exit
 			env.Setenv("SEGMENTS", socketpath.SegmentDir(socket))
 			env.Setenv("PATH", filepath.Dir(zcstored)+":"+env.Getenv("PATH"))
 			env.Defer(func() { // the daemon, in the background, has ended
@@ -292,13 +299,12 @@ func mute() {
 	}
 	defer ln.Close()
 	go func() {
-		var kept []net.Conn
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			kept = append(kept, c)
+			defer c.Close()
 			_ = os.WriteFile(os.Args[2], nil, 0o600)
 		}
 	}()
