@@ -25,6 +25,7 @@ import (
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/socketpath"
 	"github.com/zcstore/zcstore/internal/testleak"
+	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -103,7 +104,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await, "exit": exit, "field": field, "mksafetensors": mkSafetensors, "nobody": nobody,
-			"segments": segments, "dropsegments": dropSegments,
+			"puttree": putTree, "segments": segments, "dropsegments": dropSegments,
 		},
 	})
 }
@@ -246,6 +247,35 @@ func mkSafetensors(ts *testscript.TestScript, neg bool, args []string) {
 	var b bytes.Buffer
 	ts.Check(safetensors.Write(&b, tensors, nil))
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b.Bytes(), 0o600))
+}
+
+// puttree REF: stores a tree with every kind of node, as pipeline.Put would.
+func putTree(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: puttree REF")
+	}
+	linear := &manifest.Node{
+		Kind: manifest.Module, Impl: "nn.Linear", Config: json.RawMessage(`{"in":2,"out":2}`),
+		Params: []manifest.Param{{Name: "bias", Tensor: 1}, {Name: "weight", Tensor: 0}},
+	}
+	root := &manifest.Node{Kind: manifest.Dict, Impl: "struct", Items: []manifest.Item{
+		{Key: "Decoder", Node: linear},
+		{Key: "Heads", Node: &manifest.Node{Kind: manifest.List, Items: []manifest.Item{{Key: "0", Node: &manifest.Node{Kind: manifest.Ref, Ref: "Decoder"}}}}},
+		{Key: "Labels", Node: &manifest.Node{Kind: manifest.Value, MediaType: "application/json", Value: []byte(`["a","b"]`)}},
+		{Key: "Notes", Node: &manifest.Node{Kind: manifest.Value, MediaType: "text/plain", Value: []byte("a\x1b[31m\nb")}},
+	}}
+	data := strings.NewReader(strings.Repeat("0123456789abcdef", 2))
+	d := &manifest.Draft{Root: root, Tensors: []manifest.DraftTensor{
+		{Names: []string{"Decoder.weight"}, DType: tensor.F32, Shape: tensor.Shape{2, 2}, Role: tensor.Linear, Data: data},
+		{Names: []string{"Decoder.bias"}, DType: tensor.F32, Shape: tensor.Shape{2}, Data: data},
+	}}
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	c, err := client.Dial(ctx, client.Options{Socket: ts.Getenv(socketpath.Env)})
+	ts.Check(err)
+	defer c.Close()
+	_, err = c.Put(ctx, args[0], d, client.PutOptions{})
+	ts.Check(err)
 }
 
 // segments N: the daemon's directory has N segments, each with a name.
