@@ -27,7 +27,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/socketpath"
@@ -47,7 +46,7 @@ const attachTimeout = 30 * time.Second
 // Options say how to reach the daemon. The zero value is the default socket.
 type Options struct {
 	Socket    string                 // empty: $ZCSTORE_SOCKET, else the system's or the user's default
-	ServerUID func(uid uint32) error // who may be the daemon; nil: root and this process's own uid
+	ServerUID func(uid uint32) error // who may be the daemon; nil: see TrustServer
 }
 
 // Client is a connection to one daemon. It is safe for concurrent use.
@@ -73,7 +72,10 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 		opt.Socket = socketpath.Default()
 	}
 	c := &Client{socket: opt.Socket, turn: make(chan struct{}, 1), models: map[*Model]bool{}}
-	var creds credentials.TransportCredentials = fdpass.ClientCredentials(fdpass.ClientOptions{AllowServerUID: opt.ServerUID})
+	if opt.ServerUID == nil {
+		opt.ServerUID = func(uid uint32) error { return TrustServer(opt.Socket, uid) }
+	}
+	creds := fdpass.ClientCredentials(fdpass.ClientOptions{AllowServerUID: opt.ServerUID})
 	conn, err := grpc.NewClient("passthrough:///zcstored",
 		grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(4<<20)),
@@ -128,9 +130,15 @@ func (c *Client) fail(op, model string, err error) error {
 		e = &zcerr.Error{Kind: e.Kind, Err: fmt.Errorf("no daemon answers on %s: %w", c.socket, rootCause(e.Err))}
 		e.Hint = "start one ('zcstored --dev --socket " + c.socket + "'), or name the socket of a running one with --socket or $" + socketpath.Env
 		err = e
+		if _, why, ok := strings.Cut(e.Err.Error(), "refuse the server: "); ok {
+			err = zcerr.New(zcerr.Denied, "the daemon on %s is not trusted: %s", c.socket, why).WithHint("if it is the right one, name its user: export %s=USER", EnvServerUID)
+		}
 		if strings.Contains(e.Err.Error(), "permission denied") {
 			err = zcerr.New(zcerr.Denied, "uid %d may not connect to %s", os.Geteuid(), c.socket).WithHint("the socket's group decides who may: ls -l %s; join it, or use another daemon", c.socket)
 		}
+	}
+	if errors.As(err, &e) && e.Kind == zcerr.Timeout && e.Hint == "" {
+		err = zcerr.New(zcerr.Timeout, "the daemon on %s did not answer in time", c.socket)
 	}
 	return zcerr.Wrap(op, model, err)
 }

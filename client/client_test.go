@@ -208,7 +208,10 @@ func TestCancelLeavesNothing(t *testing.T) {
 	if !errors.Is(err, zcerr.Canceled) {
 		t.Errorf("cancelled put: %v", err)
 	}
-	waitFor(t, "the put to go", func() bool { st, _ := c.Status(ctx); return st.OpenPuts == 0 && st.Versions == 1 && st.UsedBytes < 5<<20 })
+	waitFor(t, "the put to go", func() bool {
+		st, _ := c.Status(ctx)
+		return st.OpenPuts == 0 && st.Versions == 1 && st.UsedBytes < 5<<20
+	})
 }
 
 func waitFor(t *testing.T, what string, ok func() bool) {

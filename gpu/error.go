@@ -53,6 +53,14 @@ func (e *OpError) Error() string {
 	return b.String()
 }
 
+// ErrorKind is the kind in the words of proto/zcerr.
+func (e *OpError) ErrorKind() string {
+	if e.Kind == ErrUnsupported {
+		return "unsupported"
+	}
+	return "invalid"
+}
+
 // Unwrap gives the kind.
 func (e *OpError) Unwrap() error { return e.Kind }
 

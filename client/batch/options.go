@@ -38,7 +38,7 @@ func (o Options) worker() worker.Options {
 func (o Options) Validate() error {
 	errs := []error{o.validateCut()}
 	if o.Workers < 1 {
-		errs = append(errs, fmt.Errorf("Workers is %d, want at least 1", o.Workers))
+		errs = append(errs, fmt.Errorf("option Workers is %d, want at least 1", o.Workers))
 	}
 	w := o.worker()
 	w.Workers = 1 // judged above
@@ -49,7 +49,7 @@ func (o Options) Validate() error {
 func (o Options) validateCut() error {
 	var errs []error
 	if o.Size < 1 {
-		errs = append(errs, fmt.Errorf("Size is %d, want at least 1 row in a batch", o.Size))
+		errs = append(errs, fmt.Errorf("option Size is %d, want at least 1 row in a batch", o.Size))
 	}
 	if o.InFlight < 0 {
 		errs = append(errs, fmt.Errorf("InFlight is %d, want at least 1 (or 0 for 2)", o.InFlight))

@@ -122,7 +122,7 @@ func greet(w io.Writer, cfg Config, st store.Status) {
 			"  give it more: docker run --shm-size=4g ..., in Kubernetes an emptyDir with medium Memory on /dev/shm, or mount -o remount,size=4g /dev/shm\n", units.Bytes(st.Capacity))
 	}
 	flag := ""
-	if cfg.Socket != socketpath.Default() {
+	if cfg.Socket != socketpath.Usual() { // the other terminal has another environment
 		flag = " --socket " + cfg.Socket
 	}
 	fmt.Fprintf(w, "\nNext, in another terminal:\n  zcctl%s put NAME DIR      # DIR: a Hugging Face or sentence-transformers directory\n  zcctl%s status\n\nCtrl-C ends the daemon; what is stored stays for the next start.\n", flag, flag)

@@ -251,6 +251,7 @@ func (s *Server) Status(context.Context, *zcstorev1.StatusRequest) (*zcstorev1.S
 		HeldAfterDeleteBytes: st.Held, Models: uint32(st.Models), Versions: uint32(st.Versions), Segments: uint32(st.Segments),
 		Leases: uint32(st.Leases), Clients: uint32(s.clients.Load()), OpenPuts: uint32(st.OpenPuts),
 		StartedUnixMs: st.Started.UnixMilli(), AdoptedVersions: uint32(st.Adopted),
+		DamagedVersions: uint32(st.Damaged), BudgetBytes: st.BudgetBytes,
 	}, nil
 }
 

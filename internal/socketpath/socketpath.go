@@ -18,6 +18,11 @@ func Default() string {
 	if s := os.Getenv(Env); s != "" {
 		return s
 	}
+	return Usual()
+}
+
+// Usual is Default without regard to the environment.
+func Usual() string {
 	if os.Geteuid() == 0 {
 		return "/run/zcstore/zcstored.sock"
 	}

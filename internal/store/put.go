@@ -105,8 +105,8 @@ func (s *Store) checkTargetLocked(r ref.Ref, d manifest.Digest, replace bool) er
 		return nil
 	}
 	if old, ok := m.tags[r.Tag]; ok && old != d {
-		return zcerr.New(zcerr.Conflict, "tag %s:%s points at %s, the new version is %s", r.Name, r.Tag, old.Short(), d.Short()).
-			WithHint("put to the bare name %s for a new version, or move the tag with --replace", r.Name)
+		return zcerr.New(zcerr.Conflict, "%s:%s points at %s already, not at %s", r.Name, r.Tag, old.Short(), d.Short()).
+			WithHint("move the tag with --replace; a put to the bare name %s makes a new version beside it", r.Name)
 	}
 	return nil
 }
@@ -392,6 +392,7 @@ func (p *Put) Commit() (*PutResult, error) {
 		if fresh != nil {
 			res.Written += fresh.use.Blocks
 		}
+		v.created = now()
 		s.addVersionLocked(v)
 		if err = s.nameLocked(p.ref, p.digest, p.replace); err != nil {
 			s.forgetVersionLocked(v)
@@ -475,7 +476,7 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 	return newVersion(p.man, p.digest, use, segs, p.locs), nil
 }
 
-// nameLocked points the tags of a put at a digest and writes the catalog. On error nothing has changed.
+// nameLocked points the tags of a reference at a digest and writes the catalog. On error nothing has changed.
 func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 	if err := s.checkTargetLocked(r, d, replace); err != nil {
 		return err
@@ -500,7 +501,7 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 		}
 	}
 	if _, ok := m.created[d]; !ok {
-		m.created[d] = time.Now().UTC().Truncate(time.Millisecond)
+		m.created[d] = now()
 	}
 	gone := m.pruneCreated()
 	if err := s.writeCatalogLocked(); err != nil {
@@ -514,6 +515,9 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 	s.releaseUnnamedLocked(gone)
 	return nil
 }
+
+// now is the wall clock to the millisecond, as the catalog has it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
 
 func (m *model) auto() string { return fmt.Sprintf("v%d", m.next) }
 

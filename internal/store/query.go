@@ -42,7 +42,11 @@ type SegmentInfo struct {
 
 // Guarantee says in plain words who could still change a segment of this backing.
 func (s *Store) Guarantee() string {
-	return fmt.Sprintf("read-only for every other user; uid %d and root could reopen it for writing (a plain tmpfs cannot be sealed)", os.Geteuid())
+	who := fmt.Sprintf("uid %d and root", os.Geteuid())
+	if os.Geteuid() == 0 {
+		who = "root"
+	}
+	return fmt.Sprintf("read-only for every other user; %s could reopen it for writing (a plain tmpfs cannot be sealed)", who)
 }
 
 // Durability says in plain words what survives what.
@@ -53,10 +57,13 @@ func (s *Store) Durability() string {
 func (s *Store) infoLocked(name string, v *version) VersionInfo {
 	info := VersionInfo{
 		Name: name, Digest: v.digest, Kind: v.kind, Tensors: v.tensors, TensorBytes: v.bytes,
-		TableBytes: v.tableUse.Size, Holders: v.leases, Deleted: v.deleted,
+		TableBytes: v.tableUse.Size, Holders: v.leases, Deleted: v.deleted, Created: v.created,
 	}
 	if m := s.models[name]; m != nil {
-		info.Tags, info.Created = m.tagsOf(v.digest), m.created[v.digest]
+		info.Tags = m.tagsOf(v.digest)
+		if c, ok := m.created[v.digest]; ok {
+			info.Created = c
+		}
 	}
 	for i, sg := range v.segs {
 		info.Segments = append(info.Segments, SegmentInfo{
@@ -71,9 +78,6 @@ func (s *Store) infoLocked(name string, v *version) VersionInfo {
 func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if name != "" && s.models[name] == nil {
-		return nil, s.noModelLocked(name)
-	}
 	var out []VersionInfo
 	for n, m := range s.models {
 		if name != "" && n != name {
@@ -97,6 +101,9 @@ func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
 				out = append(out, info)
 			}
 		}
+	}
+	if name != "" && len(out) == 0 {
+		return nil, s.noModelLocked(name)
 	}
 	slices.SortFunc(out, func(a, b VersionInfo) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), a.Created.Compare(b.Created), strings.Compare(a.Digest.Hex(), b.Digest.Hex()))

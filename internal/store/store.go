@@ -103,6 +103,7 @@ type version struct {
 	segs     []*segment // in the order of the table
 	used     []uint64   // bytes of each that this version uses
 	rows     []rowPlace // tensors of dedupBytes or more, to forget them in content
+	created  time.Time  // when it was first named here
 	leases   int
 	deleted  bool
 }
@@ -229,6 +230,7 @@ func (s *Store) adopt() error {
 				s.log.Error("stored version is damaged", zap.String("model", name+":"+tag), zap.Stringer("digest", digest), zap.Error(err))
 				continue
 			}
+			v.created = mj.Created[digest]
 			s.addVersionLocked(v)
 		}
 	}

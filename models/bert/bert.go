@@ -113,6 +113,9 @@ type BatchError struct {
 	Reason string
 }
 
+// ErrorKind is the kind in the words of proto/zcerr.
+func (e *BatchError) ErrorKind() string { return "invalid" }
+
 func (e *BatchError) Error() string {
 	if e.Text < 0 {
 		return "bert: " + e.Reason

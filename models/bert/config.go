@@ -92,6 +92,9 @@ func (e *ConfigError) Error() string {
 	return fmt.Sprintf("bert config: %s is %v: want %s", e.Key, e.Value, e.Want)
 }
 
+// ErrorKind is the kind in the words of proto/zcerr.
+func (e *ConfigError) ErrorKind() string { return "unsupported" }
+
 // Unwrap makes it an error of kind gpu.ErrUnsupported.
 func (e *ConfigError) Unwrap() error { return gpu.ErrUnsupported }
 

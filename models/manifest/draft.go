@@ -3,6 +3,7 @@ package manifest
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -134,26 +135,28 @@ func (d *Draft) hash(ctx context.Context, progress func(int)) ([]Digest, error) 
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	done := 0
+	count := func(n int) {
+		if progress == nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		done += n
+		progress(done)
+	}
 	for range runtime.GOMAXPROCS(0) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			buf := make([]byte, 256<<10)
+			buf := make([]byte, 1<<20)
 			for i := range next {
 				t := &d.Tensors[i]
-				sum, err := hashTensor(t, buf)
+				sum, err := hashTensor(ctx, t, buf, count)
 				if err != nil {
 					cancel(fmt.Errorf("read tensor %s: %w", quote(first(t.Names)), err))
 					continue
 				}
 				sums[i] = sum
-				if progress != nil {
-					size, _ := tensor.SizeBytes(t.DType, t.Shape)
-					mu.Lock()
-					done += size
-					progress(done)
-					mu.Unlock()
-				}
 			}
 		}()
 	}
@@ -170,23 +173,30 @@ feed:
 	return sums, context.Cause(ctx)
 }
 
-func hashTensor(t *DraftTensor, buf []byte) (Digest, error) {
+// hashTensor reads a tensor through buf, telling count about every part, until ctx ends.
+func hashTensor(ctx context.Context, t *DraftTensor, buf []byte, count func(n int)) (Digest, error) {
 	size, err := tensor.SizeBytes(t.DType, t.Shape)
 	if err != nil {
 		return Digest{}, err
 	}
 	h := sha256.New()
-	n, err := io.CopyBuffer(h, onlyReader{io.NewSectionReader(t.Data, 0, int64(size))}, buf)
-	if err != nil {
-		return Digest{}, err
-	}
-	if n != int64(size) {
-		return Digest{}, fmt.Errorf("source ends after %d of %d bytes: %w", n, size, io.ErrUnexpectedEOF)
+	for at := 0; at < size; {
+		b := buf[:min(len(buf), size-at)]
+		n, err := t.Data.ReadAt(b, int64(at))
+		if n < len(b) {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return Digest{}, fmt.Errorf("source ends after %d of %d bytes: %w", at+n, size, err)
+		}
+		h.Write(b)
+		count(n)
+		at += n
+		if err := ctx.Err(); err != nil {
+			return Digest{}, err
+		}
 	}
 	var d Digest
 	h.Sum(d[:0])
 	return d, nil
 }
-
-// onlyReader hides other methods, so that CopyBuffer uses the buffer it was given.
-type onlyReader struct{ io.Reader }

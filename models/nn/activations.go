@@ -165,7 +165,7 @@ func (l *Softmax) check(in tensor.Shape) (tensor.Shape, error) {
 func (l *Softmax) launch(s *gpu.Stream, dst, x gpu.Matrix) { s.Softmax(dst, x) }
 
 // Identity gives back what it gets.
-type Identity struct{ same }
+type Identity struct{ _ byte } // not of size 0, so that two are never at one address
 
 // NewIdentity makes the layer.
 func NewIdentity() *Identity { return &Identity{} }

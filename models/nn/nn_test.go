@@ -636,7 +636,7 @@ func TestSpecs(t *testing.T) {
 	if string(a.Params[0].Tensor.Data) != string(b.Params[0].Tensor.Data) {
 		t.Error("one seed, two layers")
 	}
-	if NewReLU() == NewReLU() {
+	if r, other := NewReLU(), NewReLU(); r == other {
 		t.Error("two layers are one pointer")
 	}
 }

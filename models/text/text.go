@@ -331,7 +331,7 @@ func (p *Pipeline) vectors(ctx context.Context, b bert.Batch) ([]float32, error)
 	if mean {
 		pooled, err = hidden.MeanPool(b.Starts, nil)
 	} else {
-		pooled, err = firstTokens(hidden, b.Starts, p.Dim())
+		pooled, err = hidden.Pick(b.Starts[:b.Len()]) // each text's first token
 	}
 	if err == nil && p.normalize {
 		pooled, err = pooled.L2Normalize()
@@ -340,19 +340,6 @@ func (p *Pipeline) vectors(ctx context.Context, b bert.Batch) ([]float32, error)
 		return nil, err
 	}
 	return pooled.Float32s()
-}
-
-// firstTokens takes the hidden state of each text's first token.
-func firstTokens(hidden *nn.Tensor, starts []int, dim int) (*nn.Tensor, error) {
-	h, err := hidden.Float32s()
-	if err != nil {
-		return nil, err
-	}
-	var rows []float32
-	for _, s := range starts[:len(starts)-1] {
-		rows = append(rows, h[s*dim:(s+1)*dim]...)
-	}
-	return nn.New([]int{len(starts) - 1, dim}, rows)
 }
 
 // Classification is what a classifier says of one text.

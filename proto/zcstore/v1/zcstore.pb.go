@@ -458,7 +458,7 @@ func (x *PutDone) GetSharedBytes() uint64 {
 type AttachRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Protocol uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // on the first request
-	Claimed  uint64                 `protobuf:"varint,2,opt,name=claimed,proto3" json:"claimed,omitempty"`   // descriptors taken so far on this connection: those below this ordinal
+	Claimed  uint64                 `protobuf:"varint,2,opt,name=claimed,proto3" json:"claimed,omitempty"`   // how many descriptors of this connection the client has taken or given up so far
 	// Types that are valid to be assigned to Step:
 	//
 	//	*AttachRequest_Open
@@ -1595,6 +1595,8 @@ type StatusReply struct {
 	OpenPuts             uint32                 `protobuf:"varint,21,opt,name=open_puts,json=openPuts,proto3" json:"open_puts,omitempty"`
 	StartedUnixMs        int64                  `protobuf:"varint,22,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"`
 	AdoptedVersions      uint32                 `protobuf:"varint,23,opt,name=adopted_versions,json=adoptedVersions,proto3" json:"adopted_versions,omitempty"`
+	DamagedVersions      uint32                 `protobuf:"varint,24,opt,name=damaged_versions,json=damagedVersions,proto3" json:"damaged_versions,omitempty"`
+	BudgetBytes          uint64                 `protobuf:"varint,25,opt,name=budget_bytes,json=budgetBytes,proto3" json:"budget_bytes,omitempty"` // 0: none but what the file system has
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -1790,6 +1792,20 @@ func (x *StatusReply) GetAdoptedVersions() uint32 {
 	return 0
 }
 
+func (x *StatusReply) GetDamagedVersions() uint32 {
+	if x != nil {
+		return x.DamagedVersions
+	}
+	return 0
+}
+
+func (x *StatusReply) GetBudgetBytes() uint64 {
+	if x != nil {
+		return x.BudgetBytes
+	}
+	return 0
+}
+
 var File_zcstore_v1_zcstore_proto protoreflect.FileDescriptor
 
 const file_zcstore_v1_zcstore_proto_rawDesc = "" +
@@ -1909,7 +1925,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\acommand\x18\x06 \x01(\tR\acommand\x12\"\n" +
 	"\rsince_unix_ms\x18\a \x01(\x03R\vsinceUnixMs\x12\x18\n" +
 	"\adeleted\x18\b \x01(\bR\adeleted\"\x0f\n" +
-	"\rStatusRequest\"\xd3\x05\n" +
+	"\rStatusRequest\"\xa1\x06\n" +
 	"\vStatusReply\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12#\n" +
 	"\rtable_version\x18\x02 \x01(\rR\ftableVersion\x12%\n" +
@@ -1938,7 +1954,9 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\aclients\x18\x14 \x01(\rR\aclients\x12\x1b\n" +
 	"\topen_puts\x18\x15 \x01(\rR\bopenPuts\x12&\n" +
 	"\x0fstarted_unix_ms\x18\x16 \x01(\x03R\rstartedUnixMs\x12)\n" +
-	"\x10adopted_versions\x18\x17 \x01(\rR\x0fadoptedVersions2\xe6\x03\n" +
+	"\x10adopted_versions\x18\x17 \x01(\rR\x0fadoptedVersions\x12)\n" +
+	"\x10damaged_versions\x18\x18 \x01(\rR\x0fdamagedVersions\x12!\n" +
+	"\fbudget_bytes\x18\x19 \x01(\x04R\vbudgetBytes2\xe6\x03\n" +
 	"\x05Store\x127\n" +
 	"\x03Put\x12\x16.zcstore.v1.PutRequest\x1a\x14.zcstore.v1.PutReply(\x010\x01\x12@\n" +
 	"\x06Attach\x12\x19.zcstore.v1.AttachRequest\x1a\x17.zcstore.v1.AttachReply(\x010\x01\x12:\n" +

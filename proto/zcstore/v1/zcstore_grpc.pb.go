@@ -52,7 +52,7 @@ type StoreClient interface {
 	Put(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PutRequest, PutReply], error)
 	// Attach holds versions for a client. The stream is the lease: its end, for whatever reason, releases everything opened on
 	// it at once. One stream per client serves any number of versions. Nothing is pushed: each request gets one reply.
-	// Who: any peer the socket admits, on a connection that takes descriptors; on another, FAILED_PRECONDITION says so.
+	// Who: any peer the socket admits, on a connection that takes descriptors; on another, the kind conflict says so.
 	// Errors end one request, not the stream: they come in AttachReply.error.
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachRequest, AttachReply], error)
 	// List gives the stored models, a version a message, sorted by name and then by age.
@@ -193,7 +193,7 @@ type StoreServer interface {
 	Put(grpc.BidiStreamingServer[PutRequest, PutReply]) error
 	// Attach holds versions for a client. The stream is the lease: its end, for whatever reason, releases everything opened on
 	// it at once. One stream per client serves any number of versions. Nothing is pushed: each request gets one reply.
-	// Who: any peer the socket admits, on a connection that takes descriptors; on another, FAILED_PRECONDITION says so.
+	// Who: any peer the socket admits, on a connection that takes descriptors; on another, the kind conflict says so.
 	// Errors end one request, not the stream: they come in AttachReply.error.
 	Attach(grpc.BidiStreamingServer[AttachRequest, AttachReply]) error
 	// List gives the stored models, a version a message, sorted by name and then by age.
