@@ -130,6 +130,12 @@ func writeAt(f *os.File, s string) error {
 	return err
 }
 
+// Gone reports that the directory was removed, or another put in its place, since it was opened.
+func (d *Dir) Gone() bool {
+	var ours, now unix.Stat_t
+	return unix.Fstat(int(d.f.Fd()), &ours) != nil || unix.Lstat(d.path, &now) != nil || ours.Ino != now.Ino || ours.Dev != now.Dev
+}
+
 // Names lists the files of the directory, unsorted.
 func (d *Dir) Names() ([]string, error) {
 	f, err := d.root.Open(".")

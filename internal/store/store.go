@@ -72,6 +72,7 @@ type Store struct {
 	instance string      // immutable; changes with every Open
 	started  time.Time   // immutable
 	adopted  int         // immutable; versions found at Open
+	ready    bool        // immutable after Open: what is stored was read
 
 	mu       sync.Mutex
 	models   map[string]*model            // guarded by mu
@@ -83,6 +84,7 @@ type Store struct {
 	leases   map[uint64]*Lease            // guarded by mu
 	nextID   uint64                       // guarded by mu
 	openPuts int                          // guarded by mu
+	closed   bool                         // guarded by mu
 }
 
 // model is a name with its tags. Fields are guarded by Store.mu.
@@ -159,16 +161,8 @@ func Open(opt Options) (*Store, error) {
 	if opt.Log == nil {
 		opt.Log = zap.NewNop()
 	}
-	dir, err := shm.OpenDir(opt.Dir, opt.AnyFS)
+	dir, lock, err := openLocked(opt)
 	if err != nil {
-		return nil, err
-	}
-	lock, holder, err := dir.Lock(fmt.Sprintf("pid %d", os.Getpid()))
-	if err != nil {
-		dir.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, &LockedError{Dir: opt.Dir, Holder: holder}
-		}
 		return nil, err
 	}
 	s := &Store{
@@ -180,12 +174,71 @@ func Open(opt Options) (*Store, error) {
 		s.Close()
 		return nil, err
 	}
-	s.adopted = len(s.versions)
+	s.adopted, s.ready = len(s.versions), true
 	return s, nil
 }
 
-// Close lets go of the directory. Everything stored stays, for the next Open.
-func (s *Store) Close() error { return errors.Join(s.lock.Close(), s.dir.Close()) }
+// openLocked opens the directory and takes its lock. A daemon that ends may remove an empty directory between the two: then
+// it is made anew.
+func openLocked(opt Options) (*shm.Dir, *os.File, error) {
+	for {
+		dir, err := shm.OpenDir(opt.Dir, opt.AnyFS)
+		if err != nil {
+			return nil, nil, err
+		}
+		lock, holder, err := dir.Lock(fmt.Sprintf("pid %d", os.Getpid()))
+		if err == nil && !dir.Gone() {
+			return dir, lock, nil
+		}
+		gone := dir.Gone()
+		if err == nil {
+			lock.Close()
+		}
+		dir.Close()
+		switch {
+		case gone:
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return nil, nil, &LockedError{Dir: opt.Dir, Holder: holder}
+		default:
+			return nil, nil, err
+		}
+	}
+}
+
+// Close lets go of the directory. Everything stored stays, for the next Open; a store with nothing in it leaves nothing.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	empty := len(s.models) == 0 && s.openPuts == 0 && !s.closed
+	s.closed = true
+	s.mu.Unlock()
+	var err error
+	if empty && s.ready {
+		err = s.removeEmpty()
+	}
+	return errors.Join(err, s.lock.Close(), s.dir.Close())
+}
+
+// removeEmpty removes the directory, as long as nobody else has put anything into it.
+func (s *Store) removeEmpty() error {
+	names, err := s.dir.Names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n != "lock" && n != catalogFile {
+			return nil
+		}
+	}
+	for _, n := range names {
+		if err := s.dir.Remove(n); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(s.dir.Path()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 // Instance is an id that changes with every Open.
 func (s *Store) Instance() string { return s.instance }

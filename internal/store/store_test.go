@@ -544,3 +544,30 @@ func TestConcurrentPutsAndRemovals(t *testing.T) {
 		}
 	}
 }
+
+func TestAnEmptyStoreLeavesNothing(t *testing.T) {
+	path := filepath.Join(testPath(t), "segments")
+	s := open(t, path)
+	put(t, s, "m", sealed(t, draft(row{"x", 100, 1})))
+	s.Close()
+	if _, err := os.Stat(filepath.Join(path, catalogFile)); err != nil {
+		t.Errorf("a store with a version in it: %v", err)
+	}
+	s = open(t, path)
+	if _, err := s.Remove("m", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("an empty store left its directory: %v", err)
+	}
+	// A directory with somebody else's file in it stays.
+	s = open(t, path)
+	os.WriteFile(filepath.Join(path, "theirs"), nil, 0o600)
+	s.Close()
+	if _, err := os.Stat(filepath.Join(path, "theirs")); err != nil {
+		t.Error(err)
+	}
+}
