@@ -41,8 +41,8 @@ type textAnswer struct {
 	Offsets   [][][2]int
 	Cut       []bool
 	Vectors   map[int]worker.Floats // by text
-	Single    float64 // largest difference of a hidden state, texts alone
-	Padded    float64 // in one padded batch, where the mask is 1
+	Single    float64               // largest difference of a hidden state, texts alone
+	Padded    float64               // in one padded batch, where the mask is 1
 	Embedding time.Duration
 }
 
@@ -243,6 +243,7 @@ func importDir(t testing.TB, c *client.Client, ref, dir string) {
 
 // TestMiniLM is the real model in three worker processes at once.
 func TestMiniLM(t *testing.T) {
+	t.Parallel()
 	dir := golden.Path(t, "minilm")
 	lines := goldenTexts(t, filepath.Join(dir, "texts.jsonl"))
 	if len(lines) != 300 {
