@@ -40,9 +40,6 @@ import (
 // Protocol is the version this client speaks.
 const Protocol = 1
 
-// attachTimeout bounds one request on the lease stream when the caller's context does not.
-const attachTimeout = 30 * time.Second
-
 // Options say how to reach the daemon. The zero value is the default socket.
 type Options struct {
 	Socket    string                 // empty: $ZCSTORE_SOCKET, else the system's or the user's default
@@ -55,11 +52,9 @@ type Client struct {
 	conn   *grpc.ClientConn
 	api    zcstorev1.StoreClient
 
-	// The lease stream. Requests on it are one at a time: whoever has the token in turn may use the rest.
-	turn   chan struct{}
-	stream zcstorev1.Store_AttachClient // nil until the first attach, and after the daemon went away
-	end    context.CancelFunc
-	fds    *fdpass.Conn
+	leases *leases
+
+	closing chan struct{} // closed by Close
 
 	mu     sync.Mutex
 	closed bool            // guarded by mu
@@ -71,7 +66,7 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 	if opt.Socket == "" {
 		opt.Socket = socketpath.Default()
 	}
-	c := &Client{socket: opt.Socket, turn: make(chan struct{}, 1), models: map[*Model]bool{}}
+	c := &Client{socket: opt.Socket, models: map[*Model]bool{}, closing: make(chan struct{})}
 	if opt.ServerUID == nil {
 		opt.ServerUID = func(uid uint32) error { return TrustServer(opt.Socket, uid) }
 	}
@@ -91,6 +86,7 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 		return nil, zcerr.Wrap("dial", "", err)
 	}
 	c.conn, c.api = conn, zcstorev1.NewStoreClient(conn)
+	c.leases = &leases{api: c.api, turn: make(chan struct{}, 1), lost: c.renew}
 	return c, nil
 }
 
@@ -113,9 +109,8 @@ func (c *Client) Close() error {
 	for _, m := range open {
 		m.unmap()
 	}
-	c.turn <- struct{}{}
-	c.dropStream()
-	<-c.turn
+	close(c.closing)
+	c.leases.close()
 	return c.conn.Close()
 }
 
@@ -158,92 +153,6 @@ func rootCause(err error) error {
 	return errors.New(msg)
 }
 
-// dropStream ends the lease stream. Called with the turn.
-func (c *Client) dropStream() {
-	if c.end != nil {
-		c.end()
-	}
-	c.stream, c.end, c.fds = nil, nil, nil
-}
-
-// exchange sends one request on the lease stream and gives the reply with the connection that brought it. It finishes
-// even when ctx ends first, so that a reply and its descriptors never go astray; drop is then called with what came.
-func (c *Client) exchange(ctx context.Context, req *zcstorev1.AttachRequest, use func(*zcstorev1.AttachReply, *fdpass.Conn) error, undo func()) error {
-	select {
-	case c.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	done := make(chan error)
-	go func() {
-		err := c.request(req, use)
-		<-c.turn
-		select {
-		case done <- err:
-		case <-ctx.Done():
-			if err == nil {
-				undo()
-			}
-		}
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// request is one exchange, with the turn held. A stream that broke, because the daemon was restarted, is made again once.
-func (c *Client) request(req *zcstorev1.AttachRequest, use func(*zcstorev1.AttachReply, *fdpass.Conn) error) error {
-	for fresh := c.stream == nil; ; fresh = true {
-		reply, err := c.roundTrip(req)
-		if err == nil {
-			return use(reply, c.fds)
-		}
-		c.dropStream()
-		if fresh || zcerr.KindOf(zcerr.FromStatus(err)) != zcerr.Unavailable && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if _, release := req.Step.(*zcstorev1.AttachRequest_Release); release {
-			return nil // the lease went with the stream
-		}
-	}
-}
-
-func (c *Client) roundTrip(req *zcstorev1.AttachRequest) (*zcstorev1.AttachReply, error) {
-	if c.stream == nil {
-		ctx, cancel := context.WithCancel(context.Background())
-		stream, err := c.api.Attach(ctx)
-		if err != nil {
-			cancel()
-			return nil, err
-		}
-		c.stream, c.end = stream, cancel
-		req.Protocol = Protocol
-	}
-	timer := time.AfterFunc(attachTimeout, c.end)
-	defer timer.Stop()
-	if c.fds != nil {
-		req.Claimed = c.fds.Settled()
-	}
-	if err := c.stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	reply, err := c.stream.Recv() // after an EOF of Send, it has the reason
-	if err != nil {
-		return nil, err
-	}
-	if c.fds == nil {
-		fds, _, ok := fdpass.FromContext(c.stream.Context())
-		if !ok {
-			return nil, errors.New("the connection carries no descriptors")
-		}
-		c.fds = fds
-	}
-	return reply, nil
-}
-
 // Attach takes a lease on a version and maps it. The caller closes the model. Errors: Invalid, NotFound, Corrupt,
 // Unavailable, Limit, Unsupported (another table version).
 func (c *Client) Attach(ctx context.Context, ref string) (*Model, error) {
@@ -256,14 +165,11 @@ func (c *Client) Attach(ctx context.Context, ref string) (*Model, error) {
 
 func (c *Client) attach(ctx context.Context, ref string) (*Model, error) {
 	var m *Model
-	err := c.exchange(ctx, &zcstorev1.AttachRequest{Step: &zcstorev1.AttachRequest_Open{Open: ref}},
-		func(reply *zcstorev1.AttachReply, fds *fdpass.Conn) (err error) {
-			if e := reply.GetError(); e != nil {
-				return fromWire(e)
-			}
-			opened := reply.GetOpened()
-			if opened == nil {
-				return zcerr.New(zcerr.Other, "the daemon answered something else")
+	err := c.leases.exchange(ctx, openRequest(ref),
+		func(reply *zcstorev1.AttachReply, fds *fdpass.Conn) error {
+			opened, err := opened(reply)
+			if err != nil {
+				return err
 			}
 			m, err = c.mapVersion(opened, fds)
 			return err
@@ -272,6 +178,49 @@ func (c *Client) attach(ctx context.Context, ref string) (*Model, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+func openRequest(ref string) func() *zcstorev1.AttachRequest {
+	return func() *zcstorev1.AttachRequest {
+		return &zcstorev1.AttachRequest{Step: &zcstorev1.AttachRequest_Open{Open: ref}}
+	}
+}
+
+// opened is the reply to an open.
+func opened(reply *zcstorev1.AttachReply) (*zcstorev1.Attached, error) {
+	if e := reply.GetError(); e != nil {
+		return nil, fromWire(e)
+	}
+	if reply.GetOpened() == nil {
+		return nil, zcerr.New(zcerr.Other, "the daemon answered something else")
+	}
+	return reply.GetOpened(), nil
+}
+
+// take takes the descriptors of a reply. The caller owns them.
+func take(a *zcstorev1.Attached, fds *fdpass.Conn) ([]*os.File, error) {
+	var files []*os.File
+	var lost error
+	for i := range a.Fds {
+		f, err := fds.Take(a.FirstFd + uint64(i))
+		if err != nil {
+			lost = err
+			continue
+		}
+		files = append(files, f)
+	}
+	fds.Discard(a.FirstFd + uint64(a.Fds) - 1)
+	if lost != nil {
+		closeAll(files)
+		return nil, zcerr.New(zcerr.Limit, "%w", lost).WithHint("raise the limit of open files (ulimit -n), or close some")
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 func fromWire(e *zcstorev1.Error) error {
@@ -285,26 +234,12 @@ func fromWire(e *zcstorev1.Error) error {
 
 // mapVersion takes the descriptors of a reply, maps them and closes them: a mapping needs none.
 func (c *Client) mapVersion(a *zcstorev1.Attached, fds *fdpass.Conn) (*Model, error) {
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	var lost error
-	for i := range a.Fds {
-		f, err := fds.Take(a.FirstFd + uint64(i))
-		if err != nil {
-			lost = err
-			continue
-		}
-		files = append(files, f)
+	files, err := take(a, fds)
+	if err != nil {
+		return nil, err
 	}
-	fds.Discard(a.FirstFd + uint64(a.Fds) - 1)
-	if lost != nil {
-		return nil, zcerr.New(zcerr.Limit, "%w", lost).WithHint("raise the limit of open files (ulimit -n), or close some")
-	}
-	m := &Model{c: c, lease: a.Lease, ref: a.Ref, instance: a.Instance}
+	defer closeAll(files)
+	m := &Model{c: c, ref: a.Ref, lease: a.Lease, gen: c.leases.gen}
 	if err := m.mapFiles(a, files); err != nil {
 		m.unmap()
 		return nil, err
@@ -349,6 +284,64 @@ func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) error {
 			return zcerr.New(zcerr.Corrupt, "segment %d: %w", i, err)
 		}
 		m.maps = append(m.maps, mp)
+	}
+	return nil
+}
+
+// renew takes the leases of all attached models anew, by digest, after the daemon went away: their pages are mapped and need
+// nothing, but the next daemon should know who uses what. It goes on until it has succeeded or the client is closed.
+func (c *Client) renew() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-c.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		c.mu.Lock()
+		var held []*Model
+		for m := range c.models {
+			held = append(held, m)
+		}
+		c.mu.Unlock()
+		if c.renewAll(ctx, held) == nil {
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (c *Client) renewAll(ctx context.Context, held []*Model) error {
+	for _, m := range held {
+		name, _, _ := strings.Cut(m.ref, ":")
+		err := c.leases.exchange(ctx,
+			func() *zcstorev1.AttachRequest {
+				if m.gen == c.leases.gen {
+					return nil
+				}
+				return openRequest(name + "@" + m.digest.String())()
+			},
+			func(reply *zcstorev1.AttachReply, fds *fdpass.Conn) error {
+				m.gen, m.lease = c.leases.gen, 0
+				a, err := opened(reply)
+				if err != nil {
+					return nil // it was removed meanwhile: nobody but the kernel holds its pages for us
+				}
+				files, err := take(a, fds)
+				closeAll(files)
+				m.lease = a.Lease
+				return err
+			}, func() {})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -283,6 +283,10 @@ func TestDaemonKilledAndStartedAgain(t *testing.T) {
 	}
 	testdaemon.StartProcess(t, socket, dir)
 	waitFor(t, "the new daemon", func() bool { st, err := c.Status(ctx); return err == nil && st.AdoptedVersions == 1 })
+	waitFor(t, "the lease to be taken anew", func() bool {
+		h, err := c.Holders(ctx, "m")
+		return err == nil && len(h) == 1 && h[0].Pid == int32(os.Getpid())
+	})
 	again, err := c.Attach(ctx, "m:v1")
 	if err != nil {
 		t.Fatal(err)
@@ -293,5 +297,8 @@ func TestDaemonKilledAndStartedAgain(t *testing.T) {
 	}
 	if err := errors.Join(m.Close(), again.Close()); err != nil {
 		t.Error(err)
+	}
+	if h, err := c.Holders(ctx, ""); err != nil || len(h) != 0 {
+		t.Errorf("after close: %v, %v", h, err)
 	}
 }

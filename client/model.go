@@ -15,15 +15,17 @@ import (
 
 // Model is one version in hand: a lease, and its segments mapped read-only. Safe for concurrent use until Close.
 type Model struct {
-	c        *Client
-	lease    uint64
-	ref      string
-	instance string
-	digest   manifest.Digest
-	table    *table.Table
-	maps     []*shm.Mapping // the table's, then the segments'
-	once     sync.Once
-	err      error
+	c      *Client
+	ref    string
+	digest manifest.Digest
+	table  *table.Table
+	maps   []*shm.Mapping // the table's, then the segments'
+	once   sync.Once
+	err    error
+
+	// Of whoever has the turn of c.leases.
+	lease uint64 // 0: none any more
+	gen   int    // stream that the lease is on
 }
 
 // Ref is the reference as the daemon resolved it: name:tag.
@@ -96,13 +98,20 @@ func (m *Model) Close() error {
 		if closed {
 			return // the lease went with the client
 		}
-		err := m.c.exchange(ctx, &zcstorev1.AttachRequest{Step: &zcstorev1.AttachRequest_Release{Release: m.lease}},
-			func(*zcstorev1.AttachReply, *fdpass.Conn) error { return nil }, func() {})
+		err := m.c.leases.exchange(ctx, m.release, func(*zcstorev1.AttachReply, *fdpass.Conn) error { return nil }, func() {})
 		if zcerr.KindOf(zcerr.FromStatus(err)) != zcerr.Unavailable { // no daemon, no lease
 			m.err = m.c.fail("release", m.ref, err)
 		}
 	})
 	return m.err
+}
+
+// release is the request that gives the lease back; nil when it went with its stream.
+func (m *Model) release() *zcstorev1.AttachRequest {
+	if m.lease == 0 || m.gen != m.c.leases.gen {
+		return nil
+	}
+	return &zcstorev1.AttachRequest{Step: &zcstorev1.AttachRequest_Release{Release: m.lease}}
 }
 
 func (m *Model) unmap() {
