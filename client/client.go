@@ -398,6 +398,13 @@ func (c *Client) Remove(ctx context.Context, ref string, all bool) (*zcstorev1.R
 	return r, c.fail("rm", ref, err)
 }
 
+// Verify has the daemon read a version's bytes and compare their digests. Damaged tensors are no error of the call: they are
+// named in the reply, and the version is not served any more.
+func (c *Client) Verify(ctx context.Context, ref string) (*zcstorev1.VerifyReply, error) {
+	r, err := c.api.Verify(ctx, &zcstorev1.VerifyRequest{Ref: ref})
+	return r, c.fail("verify", ref, err)
+}
+
 // Status tells what the daemon is and holds.
 func (c *Client) Status(ctx context.Context) (*zcstorev1.StatusReply, error) {
 	r, err := c.api.Status(ctx, &zcstorev1.StatusRequest{})

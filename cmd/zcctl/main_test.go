@@ -104,7 +104,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await, "exit": exit, "field": field, "mksafetensors": mkSafetensors, "nobody": nobody,
-			"puttree": putTree, "segments": segments, "dropsegments": dropSegments,
+			"puttree": putTree, "segments": segments, "dropsegments": dropSegments, "flipbits": flipBits,
 		},
 	})
 }
@@ -296,6 +296,22 @@ func dropSegments(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	for _, f := range files {
 		ts.Check(os.Remove(f))
+	}
+}
+
+// flipbits: changes the last byte of every segment behind the daemon's back.
+func flipBits(ts *testscript.TestScript, neg bool, args []string) {
+	files, err := filepath.Glob(filepath.Join(ts.Getenv("SEGMENTS"), "s-*"))
+	ts.Check(err)
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		ts.Check(err)
+		b[len(b)-1] ^= 1
+		ts.Check(os.Chmod(name, 0o600))
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		ts.Check(err)
+		_, err = f.WriteAt(b[len(b)-1:], int64(len(b)-1))
+		ts.Check(errors.Join(err, f.Close()))
 	}
 }
 

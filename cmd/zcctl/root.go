@@ -38,7 +38,7 @@ const (
 
 // commands lists every command, in the order of the help. Each is a function of one file.
 var commands = []func(*app) *cobra.Command{
-	putCmd, lsCmd, showCmd, tagCmd, rmCmd,
+	putCmd, lsCmd, showCmd, tagCmd, rmCmd, verifyCmd,
 	psCmd, inferCmd, demoCmd,
 	statusCmd, doctorCmd, versionCmd, daemonCmd, demoDaemonCmd,
 }

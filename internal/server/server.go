@@ -225,6 +225,15 @@ func (s *Server) Remove(_ context.Context, req *zcstorev1.RemoveRequest) (*zcsto
 	return r, nil
 }
 
+// Verify implements the service.
+func (s *Server) Verify(ctx context.Context, req *zcstorev1.VerifyRequest) (*zcstorev1.VerifyReply, error) {
+	v, err := s.st.Verify(ctx, req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return &zcstorev1.VerifyReply{Ref: v.Ref, Digest: v.Digest[:], Tensors: uint32(v.Tensors), Bytes: v.Bytes, Damaged: v.Damaged}, nil
+}
+
 // Holders implements the service.
 func (s *Server) Holders(req *zcstorev1.HoldersRequest, out zcstorev1.Store_HoldersServer) error {
 	for _, l := range s.st.Holders(req.Name) {

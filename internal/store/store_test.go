@@ -571,3 +571,65 @@ func TestAnEmptyStoreLeavesNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestVerifyFindsEveryFlippedBit(t *testing.T) {
+	path := testPath(t)
+	s := open(t, path)
+	v1 := sealed(t, draft(big...))
+	put(t, s, "m", v1)
+	rows := append([]row(nil), big...)
+	rows[3].seed = 77 // shares the large tensors
+	v2 := sealed(t, draft(rows...))
+	put(t, s, "m", v2)
+	other := sealed(t, draft(row{"x", 70_000, 5}))
+	put(t, s, "other", other)
+	ok, err := s.Verify(context.Background(), "m:v1")
+	if err != nil || len(ok.Damaged) != 0 || ok.Tensors != len(big) || ok.Bytes != uint64(v1.Manifest.TensorBytes()) {
+		t.Fatalf("a good version: %+v, %v", ok, err)
+	}
+	// One bit of the largest tensor, which both versions use.
+	l, files, err := s.Attach("m:v1", Holder{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Release(l.ID)
+	m, err := shm.Map(files[0], int(l.TableBytes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	tab, _ := table.Open(m.Bytes())
+	row, _ := tab.Lookup("a")
+	r, _ := tab.Tensor(row)
+	seg, _ := tab.Segment(r.Segment)
+	for _, f := range files {
+		f.Close()
+	}
+	name := filepath.Join(path, segmentPrefix+seg.ID)
+	if err := os.Chmod(name, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	f.ReadAt(b, int64(r.Offset)+int64(r.Bytes)-1)
+	b[0] ^= 0x40
+	f.WriteAt(b, int64(r.Offset)+int64(r.Bytes)-1)
+	f.Close()
+	got, err := s.Verify(context.Background(), "m:v2")
+	if err != nil || len(got.Damaged) != 1 || got.Damaged[0] != "a" {
+		t.Fatalf("a damaged version: %+v, %v", got, err)
+	}
+	for _, target := range []string{"m:v1", "m:v2"} {
+		if _, _, err := s.Attach(target, Holder{}); !errors.Is(err, zcerr.Corrupt) || !strings.Contains(err.Error(), `"a"`) {
+			t.Errorf("%s is still served: %v", target, err)
+		}
+	}
+	readBack(t, s, "other", other)
+	check(t, s)
+	put(t, s, "m:v1", v1) // repairs it, and takes nothing from the damaged segment
+	readBack(t, s, "m:v1", v1)
+	check(t, s)
+}

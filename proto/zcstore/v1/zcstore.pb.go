@@ -1534,6 +1534,126 @@ func (x *Holder) GetDeleted() bool {
 	return false
 }
 
+type VerifyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyRequest) Reset() {
+	*x = VerifyRequest{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyRequest) ProtoMessage() {}
+
+func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
+func (*VerifyRequest) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *VerifyRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type VerifyReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // name:tag
+	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Tensors       uint32                 `protobuf:"varint,3,opt,name=tensors,proto3" json:"tensors,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`    // that were read and hashed
+	Damaged       []string               `protobuf:"bytes,5,rep,name=damaged,proto3" json:"damaged,omitempty"` // names of tensors
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyReply) Reset() {
+	*x = VerifyReply{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyReply) ProtoMessage() {}
+
+func (x *VerifyReply) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyReply.ProtoReflect.Descriptor instead.
+func (*VerifyReply) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *VerifyReply) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *VerifyReply) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *VerifyReply) GetTensors() uint32 {
+	if x != nil {
+		return x.Tensors
+	}
+	return 0
+}
+
+func (x *VerifyReply) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *VerifyReply) GetDamaged() []string {
+	if x != nil {
+		return x.Damaged
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1542,7 +1662,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1674,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1687,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{22}
 }
 
 type StatusReply struct {
@@ -1603,7 +1723,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1735,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1748,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatusReply) GetProtocol() uint32 {
@@ -1924,7 +2044,15 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x18\n" +
 	"\acommand\x18\x06 \x01(\tR\acommand\x12\"\n" +
 	"\rsince_unix_ms\x18\a \x01(\x03R\vsinceUnixMs\x12\x18\n" +
-	"\adeleted\x18\b \x01(\bR\adeleted\"\x0f\n" +
+	"\adeleted\x18\b \x01(\bR\adeleted\"!\n" +
+	"\rVerifyRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x81\x01\n" +
+	"\vVerifyReply\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x18\n" +
+	"\atensors\x18\x03 \x01(\rR\atensors\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\adamaged\x18\x05 \x03(\tR\adamaged\"\x0f\n" +
 	"\rStatusRequest\"\xa1\x06\n" +
 	"\vStatusReply\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12#\n" +
@@ -1956,7 +2084,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x0fstarted_unix_ms\x18\x16 \x01(\x03R\rstartedUnixMs\x12)\n" +
 	"\x10adopted_versions\x18\x17 \x01(\rR\x0fadoptedVersions\x12)\n" +
 	"\x10damaged_versions\x18\x18 \x01(\rR\x0fdamagedVersions\x12!\n" +
-	"\fbudget_bytes\x18\x19 \x01(\x04R\vbudgetBytes2\xe6\x03\n" +
+	"\fbudget_bytes\x18\x19 \x01(\x04R\vbudgetBytes2\xa4\x04\n" +
 	"\x05Store\x127\n" +
 	"\x03Put\x12\x16.zcstore.v1.PutRequest\x1a\x14.zcstore.v1.PutReply(\x010\x01\x12@\n" +
 	"\x06Attach\x12\x19.zcstore.v1.AttachRequest\x1a\x17.zcstore.v1.AttachReply(\x010\x01\x12:\n" +
@@ -1965,6 +2093,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x03Tag\x12\x16.zcstore.v1.TagRequest\x1a\x14.zcstore.v1.TagReply\x12<\n" +
 	"\x06Remove\x12\x19.zcstore.v1.RemoveRequest\x1a\x17.zcstore.v1.RemoveReply\x12;\n" +
 	"\aHolders\x12\x1a.zcstore.v1.HoldersRequest\x1a\x12.zcstore.v1.Holder0\x01\x12<\n" +
+	"\x06Verify\x12\x19.zcstore.v1.VerifyRequest\x1a\x17.zcstore.v1.VerifyReply\x12<\n" +
 	"\x06Status\x12\x19.zcstore.v1.StatusRequest\x1a\x17.zcstore.v1.StatusReplyB7Z5github.com/zcstore/zcstore/proto/zcstore/v1;zcstorev1b\x06proto3"
 
 var (
@@ -1979,7 +2108,7 @@ func file_zcstore_v1_zcstore_proto_rawDescGZIP() []byte {
 	return file_zcstore_v1_zcstore_proto_rawDescData
 }
 
-var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(*PutRequest)(nil),     // 0: zcstore.v1.PutRequest
 	(*PutBegin)(nil),       // 1: zcstore.v1.PutBegin
@@ -2001,8 +2130,10 @@ var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(*RemoveReply)(nil),    // 17: zcstore.v1.RemoveReply
 	(*HoldersRequest)(nil), // 18: zcstore.v1.HoldersRequest
 	(*Holder)(nil),         // 19: zcstore.v1.Holder
-	(*StatusRequest)(nil),  // 20: zcstore.v1.StatusRequest
-	(*StatusReply)(nil),    // 21: zcstore.v1.StatusReply
+	(*VerifyRequest)(nil),  // 20: zcstore.v1.VerifyRequest
+	(*VerifyReply)(nil),    // 21: zcstore.v1.VerifyReply
+	(*StatusRequest)(nil),  // 22: zcstore.v1.StatusRequest
+	(*StatusReply)(nil),    // 23: zcstore.v1.StatusReply
 }
 var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	1,  // 0: zcstore.v1.PutRequest.begin:type_name -> zcstore.v1.PutBegin
@@ -2020,17 +2151,19 @@ var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	14, // 12: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
 	16, // 13: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
 	18, // 14: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
-	20, // 15: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
-	3,  // 16: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
-	7,  // 17: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
-	12, // 18: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
-	12, // 19: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
-	15, // 20: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
-	17, // 21: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
-	19, // 22: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
-	21, // 23: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
-	16, // [16:24] is the sub-list for method output_type
-	8,  // [8:16] is the sub-list for method input_type
+	20, // 15: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
+	22, // 16: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
+	3,  // 17: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
+	7,  // 18: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
+	12, // 19: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
+	12, // 20: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
+	15, // 21: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
+	17, // 22: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
+	19, // 23: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
+	21, // 24: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
+	23, // 25: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -2065,7 +2198,7 @@ func file_zcstore_v1_zcstore_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zcstore_v1_zcstore_proto_rawDesc), len(file_zcstore_v1_zcstore_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

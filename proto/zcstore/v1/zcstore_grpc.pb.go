@@ -38,6 +38,7 @@ const (
 	Store_Tag_FullMethodName     = "/zcstore.v1.Store/Tag"
 	Store_Remove_FullMethodName  = "/zcstore.v1.Store/Remove"
 	Store_Holders_FullMethodName = "/zcstore.v1.Store/Holders"
+	Store_Verify_FullMethodName  = "/zcstore.v1.Store/Verify"
 	Store_Status_FullMethodName  = "/zcstore.v1.Store/Status"
 )
 
@@ -66,6 +67,9 @@ type StoreClient interface {
 	Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveReply, error)
 	// Holders gives every lease, oldest first.
 	Holders(ctx context.Context, in *HoldersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Holder], error)
+	// Verify reads a version's bytes in shared memory and compares their digests. A damaged version is not served any more.
+	// Errors: NOT_FOUND; DATA_LOSS when its files cannot be read at all.
+	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyReply, error)
 	// Status tells what the daemon is, what it guarantees and what it holds.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error)
 }
@@ -172,6 +176,16 @@ func (c *storeClient) Holders(ctx context.Context, in *HoldersRequest, opts ...g
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Store_HoldersClient = grpc.ServerStreamingClient[Holder]
 
+func (c *storeClient) Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyReply)
+	err := c.cc.Invoke(ctx, Store_Verify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *storeClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusReply)
@@ -207,6 +221,9 @@ type StoreServer interface {
 	Remove(context.Context, *RemoveRequest) (*RemoveReply, error)
 	// Holders gives every lease, oldest first.
 	Holders(*HoldersRequest, grpc.ServerStreamingServer[Holder]) error
+	// Verify reads a version's bytes in shared memory and compares their digests. A damaged version is not served any more.
+	// Errors: NOT_FOUND; DATA_LOSS when its files cannot be read at all.
+	Verify(context.Context, *VerifyRequest) (*VerifyReply, error)
 	// Status tells what the daemon is, what it guarantees and what it holds.
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
 	mustEmbedUnimplementedStoreServer()
@@ -239,6 +256,9 @@ func (UnimplementedStoreServer) Remove(context.Context, *RemoveRequest) (*Remove
 }
 func (UnimplementedStoreServer) Holders(*HoldersRequest, grpc.ServerStreamingServer[Holder]) error {
 	return status.Error(codes.Unimplemented, "method Holders not implemented")
+}
+func (UnimplementedStoreServer) Verify(context.Context, *VerifyRequest) (*VerifyReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Verify not implemented")
 }
 func (UnimplementedStoreServer) Status(context.Context, *StatusRequest) (*StatusReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -354,6 +374,24 @@ func _Store_Holders_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Store_HoldersServer = grpc.ServerStreamingServer[Holder]
 
+func _Store_Verify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).Verify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_Verify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).Verify(ctx, req.(*VerifyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Store_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -390,6 +428,10 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Remove",
 			Handler:    _Store_Remove_Handler,
+		},
+		{
+			MethodName: "Verify",
+			Handler:    _Store_Verify_Handler,
 		},
 		{
 			MethodName: "Status",

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/zcstore/zcstore/client"
+	"github.com/zcstore/zcstore/internal/units"
+	"github.com/zcstore/zcstore/proto/zcerr"
+)
+
+const verifyHelp = `verify has the daemon read the bytes of versions in shared memory and compare their SHA-256 with what was put: REF, or
+everything that is stored. A version with a damaged tensor is not served any more; workers that have it mapped are left
+alone. Put the model again to repair it. Exit 7 when anything is damaged.`
+
+const verifyExample = `  zcctl verify
+  zcctl verify minilm:prod -o json`
+
+// verifyOutput is the document of verify -o json.
+type verifyOutput struct {
+	Schema   int              `json:"schema"`
+	Versions []verifiedOutput `json:"versions"`
+}
+
+type verifiedOutput struct {
+	Ref     string   `json:"ref"`
+	Digest  string   `json:"digest"`
+	Tensors uint32   `json:"tensors"`
+	Bytes   uint64   `json:"bytes"`
+	Damaged []string `json:"damaged_tensors"`
+}
+
+func verifyCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "verify [REF]", Short: "Compare stored bytes with their digests", GroupID: groupModels,
+		Long: verifyHelp, Example: verifyExample, Args: atMostOne("REF"), ValidArgsFunction: a.completeRefs(1),
+		RunE: func(cmd *cobra.Command, argv []string) error {
+			ctx, cancel := a.within(cmd.Context(), 0)
+			defer cancel()
+			c, err := a.dial(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return a.verify(ctx, c, first(argv))
+		},
+	}
+}
+
+func (a *app) verify(ctx context.Context, c *client.Client, ref string) error {
+	refs := []string{ref}
+	if ref == "" {
+		stored, err := c.List(ctx, "", false)
+		if err != nil {
+			return err
+		}
+		refs = nil
+		for _, v := range stored {
+			refs = append(refs, v.Name+"@"+client.Digest(v.Digest).String())
+		}
+	}
+	out := verifyOutput{Schema: 1, Versions: []verifiedOutput{}}
+	var damaged error
+	for _, r := range refs {
+		v, err := c.Verify(ctx, r)
+		if err != nil {
+			if ref == "" && zcerr.KindOf(err) == zcerr.Corrupt { // known to be damaged: go on with the others
+				a.talk("%v", err)
+				damaged = err
+				continue
+			}
+			return err
+		}
+		out.Versions = append(out.Versions, verifiedOutput{v.Ref, client.Digest(v.Digest).String(), v.Tensors, v.Bytes, append([]string{}, v.Damaged...)})
+		if len(v.Damaged) > 0 {
+			damaged = zcerr.New(zcerr.Corrupt, "%s is damaged and is not served any more: tensor %q", v.Ref, v.Damaged[0]).WithHint("put the model again, or remove it: %s rm %s", a.zcctl(), v.Ref)
+		}
+	}
+	if a.output == "json" {
+		if err := a.emit(out); err != nil {
+			return err
+		}
+		return damaged
+	}
+	for _, v := range out.Versions {
+		state := "ok     "
+		if len(v.Damaged) > 0 {
+			state = "DAMAGED"
+		}
+		if _, err := fmt.Fprintf(a.stdout, "%s  %s  %d tensors, %s\n", state, v.Ref, v.Tensors, units.Bytes(v.Bytes)); err != nil {
+			return err
+		}
+	}
+	return damaged
+}
