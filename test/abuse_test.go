@@ -295,6 +295,7 @@ func TestProtocolAbuse(t *testing.T) {
 			}
 		}
 		conn.Close()
+		other.status(t, 0) // until the daemon has seen them go
 		other.works(t)
 	})
 	t.Run("attach streams", func(t *testing.T) {
