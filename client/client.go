@@ -31,6 +31,7 @@ import (
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/socketpath"
 	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
@@ -75,7 +76,7 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 		grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(4<<20)),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 200 * time.Millisecond},
 			MinConnectTimeout: 2 * time.Second,
 		}),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
@@ -156,6 +157,9 @@ func rootCause(err error) error {
 // Attach takes a lease on a version and maps it. The caller closes the model. Errors: Invalid, NotFound, Corrupt,
 // Unavailable, Limit, Unsupported (another table version).
 func (c *Client) Attach(ctx context.Context, ref string) (*Model, error) {
+	if err := checkRef("attach", ref); err != nil {
+		return nil, err
+	}
 	m, err := c.attach(ctx, ref)
 	if err != nil {
 		return nil, c.fail("attach", ref, err)
@@ -346,8 +350,34 @@ func (c *Client) renewAll(ctx context.Context, held []*Model) error {
 	return nil
 }
 
+// checkRef refuses what is no reference before it goes over the wire, which takes only UTF-8.
+func checkRef(op, r string) error {
+	if _, err := ref.Parse(r); err != nil {
+		return &zcerr.Error{Kind: zcerr.Invalid, Op: op, Model: r, Err: err}
+	}
+	return nil
+}
+
+// checkName is checkRef for an optional bare name.
+func checkName(op, name string) error {
+	if name == "" {
+		return nil
+	}
+	r, err := ref.Parse(name)
+	if err == nil && !r.Bare() {
+		err = fmt.Errorf("%s names a version; a bare name is wanted here", name)
+	}
+	if err != nil {
+		return &zcerr.Error{Kind: zcerr.Invalid, Op: op, Model: name, Err: err}
+	}
+	return nil
+}
+
 // List gives the stored versions of a model, or of all when name is empty; with all, also deleted ones that are held.
 func (c *Client) List(ctx context.Context, name string, all bool) ([]*zcstorev1.VersionInfo, error) {
+	if err := checkName("ls", name); err != nil {
+		return nil, err
+	}
 	stream, err := c.api.List(ctx, &zcstorev1.ListRequest{Name: name, All: all})
 	if err != nil {
 		return nil, c.fail("ls", name, err)
@@ -358,6 +388,9 @@ func (c *Client) List(ctx context.Context, name string, all bool) ([]*zcstorev1.
 
 // Holders gives the leases on a model, or all when name is empty, oldest first.
 func (c *Client) Holders(ctx context.Context, name string) ([]*zcstorev1.Holder, error) {
+	if err := checkName("ps", name); err != nil {
+		return nil, err
+	}
 	stream, err := c.api.Holders(ctx, &zcstorev1.HoldersRequest{Name: name})
 	if err != nil {
 		return nil, c.fail("ps", name, err)
@@ -382,18 +415,30 @@ func collect[T any](stream grpc.ServerStreamingClient[T]) ([]*T, error) {
 
 // Show gives one version.
 func (c *Client) Show(ctx context.Context, ref string) (*zcstorev1.VersionInfo, error) {
+	if err := checkRef("show", ref); err != nil {
+		return nil, err
+	}
 	v, err := c.api.Show(ctx, &zcstorev1.ShowRequest{Ref: ref})
 	return v, c.fail("show", ref, err)
 }
 
 // Tag points target (NAME:TAG) at the version source. An existing tag moves only with replace.
 func (c *Client) Tag(ctx context.Context, source, target string, replace bool) (*zcstorev1.TagReply, error) {
+	if err := checkRef("tag", source); err != nil {
+		return nil, err
+	}
+	if err := checkRef("tag", target); err != nil {
+		return nil, err
+	}
 	r, err := c.api.Tag(ctx, &zcstorev1.TagRequest{Source: source, Target: target, Replace: replace})
 	return r, c.fail("tag", target, err)
 }
 
 // Remove takes a tag, a version or, with a bare name, a model away. Workers keep what they have mapped.
 func (c *Client) Remove(ctx context.Context, ref string, all bool) (*zcstorev1.RemoveReply, error) {
+	if err := checkRef("rm", ref); err != nil {
+		return nil, err
+	}
 	r, err := c.api.Remove(ctx, &zcstorev1.RemoveRequest{Ref: ref, All: all})
 	return r, c.fail("rm", ref, err)
 }
@@ -401,6 +446,9 @@ func (c *Client) Remove(ctx context.Context, ref string, all bool) (*zcstorev1.R
 // Verify has the daemon read a version's bytes and compare their digests. Damaged tensors are no error of the call: they are
 // named in the reply, and the version is not served any more.
 func (c *Client) Verify(ctx context.Context, ref string) (*zcstorev1.VerifyReply, error) {
+	if err := checkRef("verify", ref); err != nil {
+		return nil, err
+	}
 	r, err := c.api.Verify(ctx, &zcstorev1.VerifyRequest{Ref: ref})
 	return r, c.fail("verify", ref, err)
 }

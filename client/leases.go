@@ -75,7 +75,7 @@ func (l *leases) request(build func() *zcstorev1.AttachRequest, use func(*zcstor
 		if req == nil {
 			return nil
 		}
-		reply, err := l.roundTrip(req, fresh)
+		reply, err := l.roundTrip(req)
 		if err == nil {
 			return use(reply, l.fds)
 		}
@@ -90,6 +90,7 @@ func (l *leases) request(build func() *zcstorev1.AttachRequest, use func(*zcstor
 type lane struct {
 	zcstorev1.Store_AttachClient
 	end     context.CancelFunc
+	greeted bool                        // the protocol was named; of whoever has the turn
 	replies chan *zcstorev1.AttachReply // closed when the stream has ended
 	err     error                       // why; read after replies is closed
 }
@@ -138,10 +139,11 @@ func (l *leases) gone(n *lane) {
 	l.lost()
 }
 
-func (l *leases) roundTrip(req *zcstorev1.AttachRequest, first bool) (*zcstorev1.AttachReply, error) {
+func (l *leases) roundTrip(req *zcstorev1.AttachRequest) (*zcstorev1.AttachReply, error) {
 	timer := time.AfterFunc(attachTimeout, l.lane.end)
 	defer timer.Stop()
-	if first {
+	if !l.lane.greeted {
+		l.lane.greeted = true
 		req.Protocol = Protocol
 	}
 	if l.fds != nil {

@@ -24,6 +24,9 @@ const manifestChunk = 256 << 10
 // every tensor, sends those that no stored version has, and returns once the version is published. The draft is used up.
 // Errors: Invalid, Conflict, NoSpace, Limit, Corrupt (the source changed meanwhile), Unavailable.
 func (c *Client) Put(ctx context.Context, ref string, d *manifest.Draft, opt PutOptions) (*zcstorev1.PutDone, error) {
+	if err := checkRef("put", ref); err != nil {
+		return nil, err
+	}
 	var hashed func(int)
 	if opt.Progress != nil {
 		total := 0

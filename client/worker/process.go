@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -213,7 +214,8 @@ func (p *process) close(grace time.Duration) error {
 	if !p.alive() {
 		return nil
 	}
-	t := time.AfterFunc(grace, p.kill)
+	var forced atomic.Bool
+	t := time.AfterFunc(grace, func() { forced.Store(true); p.kill() })
 	defer t.Stop()
 	err := p.link.send(bye, 0, nil)
 	var reply frame
@@ -227,7 +229,7 @@ func (p *process) close(grace time.Duration) error {
 	}
 	switch {
 	case err != nil:
-		if p.exit.Signal == syscall.SIGKILL {
+		if forced.Load() {
 			return fmt.Errorf("it did not close in %v and was killed", grace)
 		}
 		return p.lost(err)

@@ -126,7 +126,7 @@ func (s *Store) Show(target string) (VersionInfo, error) {
 	return s.infoLocked(r.Name, v), nil
 }
 
-// Tag points a tag at a stored version of the same model. previous is what it pointed at, zero when it is new.
+// Tag points a tag at a stored version, of the same model or another: a name is only a name. previous is what it pointed at, zero when it is new.
 // Errors: Invalid, NotFound, Conflict without replace.
 func (s *Store) Tag(source, target string, replace bool) (digest, previous manifest.Digest, err error) {
 	src, err := ref.Parse(source)

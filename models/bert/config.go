@@ -92,11 +92,25 @@ func (e *ConfigError) Error() string {
 	return fmt.Sprintf("bert config: %s is %v: want %s", e.Key, e.Value, e.Want)
 }
 
-// ErrorKind is the kind in the words of proto/zcerr.
-func (e *ConfigError) ErrorKind() string { return "unsupported" }
+// notBuilt are the keys whose values may be right and still name something that this package does not have.
+var notBuilt = map[string]bool{"model_type": true, "architectures": true, "hidden_act": true, "position_embedding_type": true,
+	"is_decoder": true, "add_cross_attention": true}
 
-// Unwrap makes it an error of kind gpu.ErrUnsupported.
-func (e *ConfigError) Unwrap() error { return gpu.ErrUnsupported }
+// ErrorKind is the kind in the words of proto/zcerr.
+func (e *ConfigError) ErrorKind() string {
+	if notBuilt[e.Key] {
+		return "unsupported"
+	}
+	return "invalid"
+}
+
+// Unwrap makes it an error of kind gpu.ErrUnsupported, or of gpu.ErrShape for sizes that fit no model.
+func (e *ConfigError) Unwrap() error {
+	if notBuilt[e.Key] {
+		return gpu.ErrUnsupported
+	}
+	return gpu.ErrShape
+}
 
 // activations are the values of hidden_act.
 var activations = map[string]gpu.Act{

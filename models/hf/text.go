@@ -168,12 +168,20 @@ func (im *Import) tokenizer(root *manifest.Node, dir, modelDir string, c *config
 		return nil
 	}
 	if err != nil {
-		return zcerr.New(zcerr.Unsupported, "%s: %w", file, err)
+		return zcerr.New(tokenizerKind(err), "%s: %w", file, err)
 	}
 	if n := tok.VocabSize(); c.VocabSize > 0 && n > c.VocabSize {
 		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.VocabSize)
 	}
 	return nil
+}
+
+// tokenizerKind is Unsupported for a part that is not built, else Invalid.
+func tokenizerKind(err error) zcerr.Kind {
+	if zcerr.KindOf(err) == zcerr.Unsupported {
+		return zcerr.Unsupported
+	}
+	return zcerr.Invalid
 }
 
 func readLimits(dir string, cfg *text.Config) error {

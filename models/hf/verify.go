@@ -2,65 +2,41 @@ package hf
 
 import (
 	"encoding/json"
-	"os"
+	"fmt"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/models"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
-	"github.com/zcstore/zcstore/shm"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
-// verify builds the pipeline on the files themselves, mapped and not read, and throws it away: a directory whose weights do
-// not fit its config is refused at put, not in the first worker.
+// verify builds the pipeline on memory that stands for the files' bytes and throws it away: a directory whose weights do not
+// fit its config is refused at put, not in the first worker. Building reads names, shapes and dtypes, and no weight.
 func (w *weights) verify(dir string, root *manifest.Node) error {
-	v := verifier{w: w, maps: map[*os.File]*shm.Mapping{}}
-	defer v.close()
-	_, err := models.Build(root.Impl, &draftSource{v: &v, n: root, path: ""})
+	largest := 1
+	for _, s := range w.found {
+		largest = max(largest, int(s.entry.SizeBytes()))
+	}
+	// Zeros that cost no memory, as many as the largest tensor needs: a file's own tensors need not be aligned.
+	zeros, err := unix.Mmap(-1, 0, largest, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return zcerr.Wrap("import", dir, err)
+		return fmt.Errorf("map %d bytes: %w", largest, err)
 	}
-	return nil
-}
-
-type verifier struct {
-	w    *weights
-	maps map[*os.File]*shm.Mapping
-}
-
-func (v *verifier) close() {
-	for _, m := range v.maps {
-		_ = m.Close()
-	}
-}
-
-// view is a tensor of a file, mapped.
-func (v *verifier) view(s stored) (tensor.View, error) {
-	e := s.entry
-	if e.SizeBytes() == 0 {
-		return tensor.New(e.DType, e.Shape, nil)
-	}
-	m := v.maps[s.file]
-	if m == nil {
-		st, err := s.file.Stat()
-		if err != nil {
-			return tensor.View{}, err
-		}
-		if m, err = shm.Map(s.file, int(st.Size())); err != nil {
-			return tensor.View{}, err
-		}
-		v.maps[s.file] = m
-	}
-	return tensor.New(e.DType, e.Shape, m.Bytes()[s.start:s.start+e.SizeBytes()])
+	defer unix.Munmap(zeros)
+	_, err = models.Build(root.Impl, &draftSource{w: w, zeros: zeros, n: root})
+	return zcerr.Wrap("import", dir, err)
 }
 
 // draftSource is a module of a draft as its constructor sees it.
 type draftSource struct {
-	v    *verifier
-	n    *manifest.Node
-	path string
+	w     *weights
+	zeros []byte
+	n     *manifest.Node
+	path  string
 }
 
 func (s *draftSource) Path() string {
@@ -80,7 +56,7 @@ func (s *draftSource) Config(into any) error {
 func (s *draftSource) find(name string) (stored, bool) {
 	for _, p := range s.n.Params {
 		if p.Name == name {
-			return s.v.w.found[p.Tensor], true
+			return s.w.found[p.Tensor], true
 		}
 	}
 	return stored{}, false
@@ -109,7 +85,7 @@ func (s *draftSource) Tensor(name string, want tensor.Shape) (tensor.View, tenso
 	if want != nil && !fits {
 		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s: tensor %q is %v %v in %s, its config asks for %v", s.Path(), name, st.entry.DType, got, st.file.Name(), want)
 	}
-	v, err := s.v.view(st)
+	v, err := tensor.New(st.entry.DType, st.entry.Shape, s.zeros[:st.entry.SizeBytes()])
 	return v, tensor.Other, err
 }
 
@@ -128,7 +104,7 @@ func (s *draftSource) Child(name string) (models.Module, error) {
 		return nil, zcerr.New(zcerr.Invalid, "%s has no part %s", s.Path(), name)
 	}
 	path := strings.TrimPrefix(s.path+"."+name, ".")
-	return models.Build(n.Impl, &draftSource{v: s.v, n: n, path: path})
+	return models.Build(n.Impl, &draftSource{w: s.w, zeros: s.zeros, n: n, path: path})
 }
 
 func (s *draftSource) Value(name string) ([]byte, bool) {

@@ -75,15 +75,29 @@ type StateError struct {
 func (e *StateError) Error() string {
 	var parts []string
 	if len(e.Missing) > 0 {
-		parts = append(parts, "missing tensors: "+strings.Join(e.Missing, " "))
+		parts = append(parts, "missing tensors: "+some(e.Missing))
 	}
 	if len(e.Unexpected) > 0 {
-		parts = append(parts, "unexpected tensors: "+strings.Join(e.Unexpected, " "))
+		parts = append(parts, "unexpected tensors: "+some(e.Unexpected))
 	}
-	for _, w := range e.Wrong {
+	for i, w := range e.Wrong {
+		if i == shown {
+			parts = append(parts, fmt.Sprintf("and %d more", len(e.Wrong)-shown))
+			break
+		}
 		parts = append(parts, w.Error())
 	}
 	return strings.Join(parts, "; ")
+}
+
+// shown is how many names of a kind an error spells out; a wrong config makes all of them wrong.
+const shown = 5
+
+func some(names []string) string {
+	if len(names) <= shown {
+		return strings.Join(names, " ")
+	}
+	return strings.Join(names[:shown], " ") + fmt.Sprintf(" and %d more", len(names)-shown)
 }
 
 // Unwrap gives the errors of tensors that do not fit.

@@ -171,7 +171,7 @@ func (p *Pipeline) loadTokenizer(s models.Source) error {
 		tok, err = TokenizerFromVocab(b, config)
 	}
 	if err != nil {
-		return zcerr.New(zcerr.Unsupported, "%s: %w", s.Path(), err)
+		return fmt.Errorf("%s: %w", s.Path(), err)
 	}
 	if tok != nil {
 		// The pipeline's limit overrides the file's, and nothing is padded: texts of a batch lie one behind the other.

@@ -23,6 +23,20 @@ func (o *object) fail(format string, args ...any) {
 	}
 }
 
+// UnsupportedError says which part of a tokenizer's file this package does not have. Other errors are of files that are wrong.
+type UnsupportedError struct{ Reason string }
+
+func (e *UnsupportedError) Error() string { return e.Reason }
+
+// ErrorKind is the kind in the words of proto/zcerr.
+func (e *UnsupportedError) ErrorKind() string { return "unsupported" }
+
+func (o *object) unsupported(format string, args ...any) {
+	if *o.err == nil {
+		*o.err = &UnsupportedError{fmt.Sprintf(format, args...)}
+	}
+}
+
 // readObject reads the members of an object. Equal keys are an error, and case counts.
 func readObject(path string, raw []byte, err *error) *object {
 	o := &object{path, map[string]json.RawMessage{}, err}
@@ -156,7 +170,7 @@ func (o *object) list(key string) []*object {
 // end refuses what nobody took.
 func (o *object) end() {
 	for _, key := range sortedKeys(o.members) {
-		o.fail("%s: unsupported field %q", o.path, key)
+		o.unsupported("%s: unsupported field %q", o.path, key)
 	}
 }
 
@@ -186,7 +200,7 @@ func fromJSON(file []byte) (*Tokenizer, error) {
 	var err error
 	o := readObject("file", file, &err)
 	if v := value[string](o, "version"); err == nil && v != "1.0" {
-		return nil, fmt.Errorf("unsupported version %q", v)
+		return nil, &UnsupportedError{fmt.Sprintf("unsupported version %q", v)}
 	}
 	t := &Tokenizer{
 		normalizer:   readNormalizer(o),
@@ -224,7 +238,7 @@ func readNormalizer(o *object) normalizer {
 		n.end()
 		return b
 	default:
-		n.fail("unsupported normalizer %q", kind)
+		n.unsupported("unsupported normalizer %q", kind)
 		return nil
 	}
 }
@@ -239,7 +253,7 @@ func readPreTokenizer(o *object) preTokenizer {
 		p.end()
 		return bertPreTokenizer{}
 	default:
-		p.fail("unsupported pre_tokenizer %q", kind)
+		p.unsupported("unsupported pre_tokenizer %q", kind)
 		return nil
 	}
 }
@@ -271,7 +285,7 @@ func readModel(o *object) model {
 		}
 		return w
 	default:
-		m.fail("unsupported model %q", kind)
+		m.unsupported("unsupported model %q", kind)
 		return nil
 	}
 }
@@ -348,7 +362,7 @@ func readPostProcessor(o *object) *template {
 		cls, sep := readTokenPair(p, "cls"), readTokenPair(p, "sep")
 		t = bertTemplate(cls, sep)
 	default:
-		p.fail("unsupported post_processor %q", kind)
+		p.unsupported("unsupported post_processor %q", kind)
 		return nil
 	}
 	p.end()
@@ -418,7 +432,7 @@ func readPieces(p *object, key string, inputs int, special map[string]pieces) pi
 		case o.members["Sequence"] != nil:
 			s := o.object("Sequence")
 			if s == nil {
-				o.fail("%s: unsupported piece", o.path)
+				o.unsupported("%s: unsupported piece", o.path)
 				break
 			}
 			input := int8(slices.Index([]string{"A", "B"}, value[string](s, "id")))
@@ -432,7 +446,7 @@ func readPieces(p *object, key string, inputs int, special map[string]pieces) pi
 		case o.members["SpecialToken"] != nil:
 			s := o.object("SpecialToken")
 			if s == nil {
-				o.fail("%s: unsupported piece", o.path)
+				o.unsupported("%s: unsupported piece", o.path)
 				break
 			}
 			name, typeID := value[string](s, "id"), s.id("type_id")
@@ -446,7 +460,7 @@ func readPieces(p *object, key string, inputs int, special map[string]pieces) pi
 				out = append(out, x)
 			}
 		default:
-			o.fail("%s: unsupported piece", o.path)
+			o.unsupported("%s: unsupported piece", o.path)
 		}
 		o.end()
 	}
@@ -469,7 +483,7 @@ func readDecoder(o *object) decoder {
 		d.end()
 		return w
 	default:
-		d.fail("unsupported decoder %q", kind)
+		d.unsupported("unsupported decoder %q", kind)
 		return nil
 	}
 }
@@ -528,7 +542,7 @@ func readDirection(o *object) Direction {
 func choice(o *object, key, v string, known ...string) int {
 	i := slices.Index(known, v)
 	if i < 0 {
-		o.fail("%s: unsupported %s %q", o.path, key, v)
+		o.unsupported("%s: unsupported %s %q", o.path, key, v)
 		return 0
 	}
 	return i

@@ -30,10 +30,10 @@ func VocabOptionsFromConfig(tokenizerConfig []byte) (VocabOptions, error) {
 	var err error
 	c := readObject("file", tokenizerConfig, &err)
 	if basic := valueOr(c, "do_basic_tokenize", true); !basic {
-		c.fail("do_basic_tokenize false is not supported")
+		c.unsupported("do_basic_tokenize false is not supported")
 	}
 	if never, ok := c.take("never_split"); ok && string(never) != "[]" {
-		c.fail("never_split is not supported")
+		c.unsupported("never_split is not supported")
 	}
 	o.Lowercase = valueOr(c, "do_lower_case", o.Lowercase)
 	o.Chinese = valueOr(c, "tokenize_chinese_chars", o.Chinese)

@@ -9,6 +9,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"unicode"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -120,16 +123,26 @@ func (e *Error) Error() string {
 	if e.Op != "" {
 		s = e.Op
 		if e.Model != "" {
-			s += " " + e.Model
+			s += " " + printable(e.Model)
 		}
 		s += ": "
 	} else if e.Model != "" {
-		s = e.Model + ": "
+		s = printable(e.Model) + ": "
 	}
 	if e.Err == nil {
 		return s + e.Kind.String()
 	}
 	return s + e.Err.Error()
+}
+
+// printable is a reference as somebody typed it, quoted when a terminal would not show it as it is.
+func printable(s string) string {
+	for _, r := range s {
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
+			return strconv.QuoteToASCII(s)
+		}
+	}
+	return s
 }
 
 func (e *Error) Unwrap() error { return e.Err }

@@ -60,7 +60,7 @@ type StoreClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VersionInfo], error)
 	// Show gives one version. Its tree and tensors are in its table, which Attach hands out. Errors: NOT_FOUND.
 	Show(ctx context.Context, in *ShowRequest, opts ...grpc.CallOption) (*VersionInfo, error)
-	// Tag points a tag of a model at a version of it. Errors: NOT_FOUND, ALREADY_EXISTS without replace.
+	// Tag points a tag at a stored version, of the same model or another. Errors: NOT_FOUND, ALREADY_EXISTS without replace.
 	Tag(ctx context.Context, in *TagRequest, opts ...grpc.CallOption) (*TagReply, error)
 	// Remove takes tags away, and frees a version that no tag names and nobody holds. Errors: NOT_FOUND, INVALID_ARGUMENT (a
 	// bare name with several versions, without all).
@@ -214,7 +214,7 @@ type StoreServer interface {
 	List(*ListRequest, grpc.ServerStreamingServer[VersionInfo]) error
 	// Show gives one version. Its tree and tensors are in its table, which Attach hands out. Errors: NOT_FOUND.
 	Show(context.Context, *ShowRequest) (*VersionInfo, error)
-	// Tag points a tag of a model at a version of it. Errors: NOT_FOUND, ALREADY_EXISTS without replace.
+	// Tag points a tag at a stored version, of the same model or another. Errors: NOT_FOUND, ALREADY_EXISTS without replace.
 	Tag(context.Context, *TagRequest) (*TagReply, error)
 	// Remove takes tags away, and frees a version that no tag names and nobody holds. Errors: NOT_FOUND, INVALID_ARGUMENT (a
 	// bare name with several versions, without all).
