@@ -27,6 +27,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/socketpath"
@@ -72,7 +73,11 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 		opt.ServerUID = func(uid uint32) error { return TrustServer(opt.Socket, uid) }
 	}
 	creds := fdpass.ClientCredentials(fdpass.ClientOptions{AllowServerUID: opt.ServerUID})
+	if len(opt.Socket) > maxSocketPath {
+		return nil, zcerr.New(zcerr.Invalid, "socket path %s has %d bytes, the kernel takes %d", opt.Socket, len(opt.Socket), maxSocketPath).WithHint("name a shorter one with --socket or $%s", socketpath.Env)
+	}
 	conn, err := grpc.NewClient("passthrough:///zcstored",
+		grpc.WithUnaryInterceptor(awakeUnary), grpc.WithStreamInterceptor(awakeStream),
 		grpc.WithTransportCredentials(creds), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(4<<20)),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -89,6 +94,31 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 	c.conn, c.api = conn, zcstorev1.NewStoreClient(conn)
 	c.leases = &leases{api: c.api, turn: make(chan struct{}, 1), lost: c.renew}
 	return c, nil
+}
+
+const maxSocketPath = 107
+
+// awake has a connection that failed and waits to try again do so now: a call that is made is reason enough, and the daemon
+// may have been started meanwhile.
+func awake(ctx context.Context, cc *grpc.ClientConn) {
+	if cc.GetState() != connectivity.TransientFailure {
+		return
+	}
+	cc.ResetConnectBackoff()
+	// A Unix socket answers within a millisecond or not at all; until it does, the state stays what it is.
+	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	cc.WaitForStateChange(ctx, connectivity.TransientFailure)
+}
+
+func awakeUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	awake(ctx, cc)
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
+func awakeStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	awake(ctx, cc)
+	return stream(ctx, desc, cc, method, opts...)
 }
 
 // Socket is the path of the daemon's socket.
@@ -335,8 +365,13 @@ func (c *Client) renewAll(ctx context.Context, held []*Model) error {
 			func(reply *zcstorev1.AttachReply, fds *fdpass.Conn) error {
 				m.gen, m.lease = c.leases.gen, 0
 				a, err := opened(reply)
+				switch zcerr.KindOf(err) {
+				case zcerr.NotFound, zcerr.Corrupt: // removed meanwhile: nobody but the kernel holds its pages for us
+					return nil
+				}
 				if err != nil {
-					return nil // it was removed meanwhile: nobody but the kernel holds its pages for us
+					m.gen = 0 // ask again
+					return err
 				}
 				files, err := take(a, fds)
 				closeAll(files)

@@ -302,3 +302,36 @@ func TestDaemonKilledAndStartedAgain(t *testing.T) {
 		t.Errorf("after close: %v, %v", h, err)
 	}
 }
+
+// A call that comes when the daemon is back finds it, however long it was away.
+func TestCallsFindTheNewDaemonAtOnce(t *testing.T) {
+	socket, dir := testdaemon.Place(t)
+	stop := testdaemon.Start(t, socket, dir)
+	c := testdaemon.Client(t, socket)
+	d, want := draft(1, 1, 1000)
+	if _, err := c.Put(ctx, "m", d, client.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	held, err := c.Attach(ctx, "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	for range 3 {
+		stop()
+		for range 5 { // fails, and makes the connection wait longer and longer
+			if _, err := c.Status(ctx); !errors.Is(err, zcerr.Unavailable) {
+				t.Fatalf("status of a dead daemon: %v", err)
+			}
+		}
+		stop = testdaemon.Start(t, socket, dir)
+		m, err := c.Attach(ctx, "m")
+		if err != nil {
+			t.Fatalf("the first call to the new daemon: %v", err)
+		}
+		same(t, m, want)
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -125,7 +125,12 @@ func (n *lane) receive() (served bool) {
 			return served
 		}
 		served = true
-		n.replies <- reply // one request at a time: there is room
+		select {
+		case n.replies <- reply:
+		case <-n.Context().Done(): // a second reply to one request: nobody waits for it
+			n.err = n.Context().Err()
+			return served
+		}
 	}
 }
 

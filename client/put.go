@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/zcstore/zcstore/models/manifest"
@@ -59,8 +60,11 @@ func (c *Client) putSealed(ctx context.Context, ref string, s *manifest.Sealed, 
 	}
 	if plan.WantedBytes > 0 || plan.Ticket != "" {
 		if err := c.send(ctx, s, plan, opt.Progress); err != nil {
+			var broken net.Error
+			if !errors.As(err, &broken) && !errors.Is(err, syscall.EPIPE) {
+				return nil, err // of the source, or of the caller
+			}
 			// The daemon's own word on why it stopped taking bytes is better than "broken pipe".
-			_ = stream.CloseSend()
 			if _, serr := stream.Recv(); serr != nil && zcerr.KindOf(zcerr.FromStatus(serr)) != zcerr.Canceled {
 				return nil, serr
 			}

@@ -48,9 +48,11 @@ type Dir struct {
 // OpenDir opens a directory of segments, making it (0700) when it is missing. It refuses a symbolic link, a directory of
 // another uid, one that others may enter, and, unless anyFS, one that is not on a tmpfs.
 func OpenDir(path string, anyFS bool) (*Dir, error) {
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	err := os.Mkdir(path, 0o700)
+	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("make segment directory: %w", err)
 	}
+	made := err == nil
 	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open segment directory %s: %w", path, err)
@@ -58,6 +60,9 @@ func OpenDir(path string, anyFS bool) (*Dir, error) {
 	f := os.NewFile(uintptr(fd), path)
 	if err := checkDir(f, path, anyFS); err != nil {
 		f.Close()
+		if made {
+			os.Remove(path)
+		}
 		return nil, err
 	}
 	root, err := os.OpenRoot(path)

@@ -9,7 +9,11 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcstore/zcstore/internal/testleak"
 )
+
+func TestMain(m *testing.M) { os.Exit(testleak.Run(m)) }
 
 func testDir(t *testing.T) *Dir {
 	t.Helper()

@@ -402,3 +402,32 @@ func TestLoadRefuses(t *testing.T) {
 		t.Errorf("%d leases left by refused loads", st.Leases)
 	}
 }
+
+// liar says in its config another shape than its weights have.
+type liar struct{ *nn.Linear }
+
+func (l liar) Spec() models.Spec {
+	s := l.Linear.Spec()
+	s.Config = map[string]any{"in_features": 2, "out_features": 3, "bias": true}
+	return s
+}
+
+func TestLoadChecksShapes(t *testing.T) {
+	c := daemon(t)
+	if _, err := pipeline.Put(ctx, c, "liar", &struct{ Head liar }{liar{nn.NewLinear(2, 2, nn.Seed(1))}}, pipeline.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var p struct{ Head *nn.Linear }
+	_, err := pipeline.Load(ctx, c, "liar", &p, pipeline.LoadOptions{})
+	if !errors.Is(err, zcerr.Invalid) {
+		t.Fatalf("got %v", err)
+	}
+	for _, want := range []string{"Head", "weight", "[3,2]", "[2,2]"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
+		}
+	}
+	if p.Head != nil {
+		t.Error("a failed load changed the value")
+	}
+}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -15,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcstore/zcstore/client/text"
+	"github.com/zcstore/zcstore/internal/units"
 	modeltext "github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -68,7 +71,7 @@ func inferCmd(a *app) *cobra.Command {
 			opened := time.Since(start)
 			texts := argv[1:]
 			if len(texts) == 0 {
-				if texts, err = readLines(cmd.InOrStdin()); err != nil {
+				if texts, err = readLines(ctx, cmd.InOrStdin()); err != nil {
 					return err
 				}
 			}
@@ -94,8 +97,29 @@ func inferCmd(a *app) *cobra.Command {
 	}
 }
 
-// readLines reads the texts of standard input, one a line.
-func readLines(r io.Reader) ([]string, error) {
+// maxLine is the longest text of standard input, in bytes.
+const maxLine = 16 << 20
+
+// readLines reads the texts of standard input, one a line. It gives up waiting for more when ctx ends.
+func readLines(ctx context.Context, r io.Reader) ([]string, error) {
+	type result struct {
+		lines []string
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		lines, err := scanLines(r)
+		done <- result{lines, err}
+	}()
+	select {
+	case got := <-done:
+		return got.lines, got.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func scanLines(r io.Reader) ([]string, error) {
 	if f, ok := r.(*os.File); ok {
 		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
 			return nil, zcerr.New(zcerr.Invalid, "there is no text").WithHint("give texts as arguments, or lines on standard input")
@@ -103,9 +127,12 @@ func readLines(r io.Reader) ([]string, error) {
 	}
 	var lines []string
 	sc := bufio.NewScanner(r)
-	sc.Buffer(nil, 16<<20)
+	sc.Buffer(nil, maxLine)
 	for sc.Scan() {
 		lines = append(lines, sc.Text())
+	}
+	if errors.Is(sc.Err(), bufio.ErrTooLong) {
+		return nil, zcerr.New(zcerr.Invalid, "line %d of standard input is over %s long", len(lines)+1, units.Bytes(maxLine)).WithHint("a text is one line; split it")
 	}
 	if err := sc.Err(); err != nil {
 		return nil, zcerr.New(zcerr.Invalid, "read standard input: %w", err)

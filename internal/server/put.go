@@ -25,6 +25,7 @@ type upload struct {
 	ctx  context.Context // of the Put stream: when it ends, so does the upload
 	peer peercred.Cred
 	done chan error // gets one value, when the bytes are in
+	late *time.Timer
 }
 
 // Put implements the service. The stream is the put: whenever it returns, nothing of an uncommitted one is left.
@@ -48,7 +49,7 @@ func (s *Server) Put(stream zcstorev1.Store_PutServer) error {
 	plan := &zcstorev1.PutPlan{Wanted: bitmap(p.Rows(), p.Wanted()), WantedBytes: p.WantedBytes(), SharedBytes: p.SharedBytes()}
 	if len(p.Wanted()) > 0 {
 		plan.Ticket = s.issue(up)
-		defer s.revoke(plan.Ticket)
+		defer s.redeem(plan.Ticket)
 	} else {
 		up.done <- nil
 	}
@@ -153,7 +154,7 @@ func (s *Server) issue(up *upload) string {
 	defer s.mu.Unlock()
 	s.tickets[ticket] = up
 	// A client that never comes with its ticket must not keep the put open.
-	time.AfterFunc(idleUpload, func() {
+	up.late = time.AfterFunc(idleUpload, func() {
 		if s.redeem(ticket) != nil {
 			up.done <- zcerr.New(zcerr.Timeout, "no bytes came within %v", idleUpload)
 		}
@@ -161,14 +162,15 @@ func (s *Server) issue(up *upload) string {
 	return ticket
 }
 
-func (s *Server) revoke(ticket string) { s.redeem(ticket) }
-
 // redeem gives the upload of a ticket, once.
 func (s *Server) redeem(ticket string) *upload {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	up := s.tickets[ticket]
-	delete(s.tickets, ticket)
+	if up != nil {
+		up.late.Stop()
+		delete(s.tickets, ticket)
+	}
 	return up
 }
 

@@ -52,11 +52,6 @@ func (s *Server) serveRaw(ctx context.Context, ln *fdpass.Listener, wg *sync.Wai
 		go func() {
 			defer wg.Done()
 			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() {
-				// A put is drained with its stream; a lease ends now.
-				time.AfterFunc(drainTimeout, func() { conn.Close() })
-			})
-			defer stop()
 			if err := s.raw(ctx, conn); err != nil {
 				s.log.Info("refused", zap.String("method", "raw"), zap.Stringer("kind", zcerr.KindOf(err)), zap.Error(err))
 			}
@@ -74,7 +69,7 @@ func (s *Server) raw(ctx context.Context, conn *net.UnixConn) (err error) {
 	if err != nil {
 		return err
 	}
-	line, err := readLine(conn)
+	line, err := readLine(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -89,10 +84,12 @@ func (s *Server) raw(ctx context.Context, conn *net.UnixConn) (err error) {
 }
 
 // readLine reads up to a newline and not a byte further: what follows belongs to the put.
-func readLine(conn *net.UnixConn) (string, error) {
+func readLine(ctx context.Context, conn *net.UnixConn) (string, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(handshake)); err != nil {
 		return "", err
 	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() }) // nothing has begun yet
+	defer stop()
 	var line []byte
 	var b [1]byte
 	for len(line) < maxRawLine {

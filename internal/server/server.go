@@ -36,9 +36,11 @@ const (
 	maxSend      = 4 << 20
 	maxHeaders   = 16 << 10
 	handshake    = 10 * time.Second
-	idleUpload   = 30 * time.Second // no byte of a put for so long: cut
 	drainTimeout = 10 * time.Second // open puts, at the end
 )
+
+// idleUpload is how long a put may wait for its next byte before it is cut. Tests shorten it.
+var idleUpload = 30 * time.Second
 
 // Server serves one store.
 type Server struct {
@@ -124,10 +126,22 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 		rawLn.Close()
 		g.Stop()
 	})
-	err := g.Serve(grpcLn)
-	if stop() { // it ended by itself
-		rawLn.Close()
-		g.Stop()
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(grpcLn) }()
+	var err error
+	select {
+	case err = <-served:
+		if stop() { // it ended by itself
+			rawLn.Close()
+			g.Stop()
+		}
+	case <-ctx.Done():
+		s.puts.Wait()
+		select {
+		case <-served:
+		case <-time.After(time.Second): // connections that have not finished their handshake hold grpc up for its whole time
+			s.log.Warn("connections that never spoke were left behind")
+		}
 	}
 	raw.Wait()
 	if ctx.Err() != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
@@ -79,6 +80,10 @@ func (s *Store) openFilesLocked(v *version) ([]*os.File, error) {
 			if errors.Is(err, os.ErrNotExist) {
 				return nil, zcerr.New(zcerr.Corrupt, "a file of %s was removed behind the daemon's back", v.digest.Short()).
 					WithHint("put the model again; keep other programs out of the segment directory (RemoveIPC=no)")
+			}
+			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+				return nil, zcerr.New(zcerr.Limit, "the daemon is at its limit of open files").
+					WithHint("give it more: LimitNOFILE= in its unit, or ulimit -n before it is started")
 			}
 			return nil, err
 		}

@@ -39,6 +39,7 @@ type Put struct {
 	filled  bool
 
 	wantedBytes, sharedBytes uint64
+	reserved                 uint64 // of the budget, until the end
 	end                      sync.Once
 }
 
@@ -150,7 +151,7 @@ func (p *Put) reserve() error {
 	for _, row := range p.wanted {
 		p.locs[row] = table.Location{Segment: len(p.segs), Offset: uint64(lay.offset[row])}
 	}
-	if err := p.s.admit(uint64(lay.size)); err != nil {
+	if err := p.admit(uint64(lay.size)); err != nil {
 		return err
 	}
 	if p.w, err = p.s.dir.Create(lay.size); err != nil {
@@ -201,28 +202,32 @@ func (p *Put) chooseSegmentsLocked() map[*segment]bool {
 	return chosen
 }
 
-// admit refuses what would not fit before anything is allocated.
-func (s *Store) admit(need uint64) error {
+// admit refuses what would not fit before anything is allocated, and reserves it of the budget.
+func (p *Put) admit(need uint64) error {
+	s := p.s
 	_, free, err := s.dir.Space()
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	used := s.usedBytesLocked()
-	s.mu.Unlock()
 	if need > free {
 		return s.noSpace(need, free)
 	}
-	if s.opt.MaxBytes > 0 {
-		if used+need > s.opt.MaxBytes {
-			return zcerr.New(zcerr.NoSpace, "%s needed, %s left of the budget of %s", units.Bytes(need), units.Bytes(s.opt.MaxBytes-min(used, s.opt.MaxBytes)), units.Bytes(s.opt.MaxBytes)).
-				WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), or start the daemon with a larger --max-bytes")
-		}
-	}
 	// A tmpfs may be larger than the memory that is left; filling it then ends in an out-of-memory kill, not in an error.
-	if avail, ok := memAvailable(); ok && need+reserveBytes > avail {
+	if avail, ok := s.memAvailable(); ok && need+reserveBytes > avail {
 		return s.noSpace(need, avail-min(avail, reserveBytes))
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if max := s.opt.MaxBytes; max > 0 {
+		// What deleted versions still pin counts, too: it is memory that the budget was given for.
+		used := s.usedBytesLocked() + s.heldBytesLocked() + s.reserved
+		if used+need > max {
+			return zcerr.New(zcerr.NoSpace, "%s needed, %s left of the budget of %s", units.Bytes(need), units.Bytes(max-min(used, max)), units.Bytes(max)).
+				WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), see who holds deleted ones ('zcctl ls --all', 'zcctl ps'), or start the daemon with a larger --max-bytes")
+		}
+	}
+	p.reserved = need
+	s.reserved += need
 	return nil
 }
 
@@ -567,6 +572,7 @@ func (p *Put) Abort() {
 func (p *Put) abortLocked() {
 	p.end.Do(func() {
 		p.s.openPuts--
+		p.s.reserved -= p.reserved
 		for _, sg := range p.segs {
 			sg.pins--
 			p.s.unlinkIfUnusedLocked(sg)

@@ -65,6 +65,8 @@ type Options struct {
 
 // Store is safe for concurrent use.
 type Store struct {
+	memAvailable func() (bytes uint64, known bool) // immutable; replaced by tests
+
 	opt      Options     // immutable
 	dir      *shm.Dir    // immutable
 	lock     *os.File    // immutable; the flock
@@ -85,6 +87,7 @@ type Store struct {
 	nextID   uint64                       // guarded by mu
 	openPuts int                          // guarded by mu
 	closed   bool                         // guarded by mu
+	reserved uint64                       // guarded by mu; bytes of segments that open puts fill
 }
 
 // model is a name with its tags. Fields are guarded by Store.mu.
@@ -166,7 +169,7 @@ func Open(opt Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		opt: opt, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
+		opt: opt, memAvailable: memAvailable, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
 		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{},
 		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
 	}

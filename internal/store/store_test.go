@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/zcstore/zcstore/internal/testleak"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/models/table"
@@ -646,3 +647,97 @@ func TestVerifyFindsEveryFlippedBit(t *testing.T) {
 	readBack(t, s, "m:v1", v1)
 	check(t, s)
 }
+
+func TestMemoryThatOthersNeedIsLeftAlone(t *testing.T) {
+	s := open(t, testPath(t))
+	s.memAvailable = func() (uint64, bool) { return reserveBytes + 200_000, true }
+	if _, err := putErr(s, "m", false, sealed(t, draft(big...))); !errors.Is(err, zcerr.NoSpace) {
+		t.Errorf("a put that leaves too little: %v", err)
+	}
+	put(t, s, "small", sealed(t, draft(row{"x", 100_000, 1})))
+	check(t, s)
+}
+
+// The budget counts what open puts have reserved and what deleted versions still pin.
+func TestBudgetCountsWhatIsOnItsWayAndWhatIsHeld(t *testing.T) {
+	path := testPath(t)
+	s, err := Open(Options{Dir: path, MaxBytes: 500_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	one, two := sealed(t, draft(row{"x", 300_000, 1})), sealed(t, draft(row{"x", 300_000, 2}))
+	p, err := s.BeginPut("a", false, one.Encoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.BeginPut("b", false, two.Encoded); !errors.Is(err, zcerr.NoSpace) {
+		t.Errorf("beside an open put: %v", err)
+	}
+	p.Abort()
+	put(t, s, "a", one)
+	l, files, err := s.Attach("a", Holder{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	if _, err := s.Remove("a", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := putErr(s, "b", false, two); !errors.Is(err, zcerr.NoSpace) {
+		t.Errorf("beside a held version: %v", err)
+	}
+	s.Release(l.ID)
+	put(t, s, "b", two)
+	check(t, s)
+}
+
+func TestVersionRemovedDuringAPutOfTheSame(t *testing.T) {
+	s := open(t, testPath(t))
+	v := sealed(t, draft(row{"x", 100_000, 1}))
+	put(t, s, "m", v)
+	p, err := s.BeginPut("n", false, v.Encoded)
+	if err != nil || !p.Existed() {
+		t.Fatalf("existed %v, %v", p.Existed(), err)
+	}
+	if _, err := s.Remove("m", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Commit(); !errors.Is(err, zcerr.Conflict) || !strings.Contains(err.Error(), "removed during") {
+		t.Errorf("commit: %v", err)
+	}
+	if _, err := s.List("n", true); !errors.Is(err, zcerr.NotFound) {
+		t.Errorf("a name without bytes: %v", err)
+	}
+	check(t, s)
+}
+
+// A segment that somebody cut is found before it is read, and nothing of it is served.
+func TestVerifyOfFilesThatWereCut(t *testing.T) {
+	for _, prefix := range []string{segmentPrefix, tablePrefix} {
+		path := testPath(t)
+		s := open(t, path)
+		v := sealed(t, draft(big...))
+		put(t, s, "m", v)
+		files, _ := filepath.Glob(filepath.Join(path, prefix+"*"))
+		if err := os.Truncate(files[0], 4096); err != nil && os.Chmod(files[0], 0o600) == nil {
+			err = os.Truncate(files[0], 4096)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.Verify(context.Background(), "m"); !errors.Is(err, zcerr.Corrupt) {
+			t.Errorf("%s: %v", prefix, err)
+		}
+		if _, _, err := s.Attach("m", Holder{}); !errors.Is(err, zcerr.Corrupt) {
+			t.Errorf("%s: still served: %v", prefix, err)
+		}
+		put(t, s, "m", v)
+		readBack(t, s, "m", v)
+		check(t, s)
+	}
+}
+
+func TestMain(m *testing.M) { os.Exit(testleak.Run(m)) }

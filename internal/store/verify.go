@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -42,18 +43,21 @@ func (s *Store) Verify(ctx context.Context, target string) (*Verified, error) {
 	}
 	out := &Verified{Ref: r.Name + ":" + tag, Digest: v.digest}
 	bad, err := s.scrub(ctx, v, out)
-	if err != nil {
+	switch {
+	case zcerr.KindOf(err) == zcerr.Corrupt:
+		s.quarantine(v, nil, err)
 		return nil, err
-	}
-	if len(bad) > 0 {
-		s.quarantine(v, bad, out.Damaged)
+	case err != nil:
+		return nil, err
+	case len(bad) > 0:
+		s.quarantine(v, bad, fmt.Errorf("the bytes of tensor %q are not those that were put", out.Damaged[0]))
 	}
 	return out, nil
 }
 
 // scrub hashes the tensors of a version, on all cores, and gives the places of those that are damaged.
 func (s *Store) scrub(ctx context.Context, v *version, out *Verified) ([]place, error) {
-	tab, err := s.mapFile(tableFile(v.digest))
+	tab, err := s.mapFile(tableFile(v.digest), v.tableUse.Size)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +71,7 @@ func (s *Store) scrub(ctx context.Context, v *version, out *Verified) ([]place, 
 	}
 	segs := make([]*shm.Mapping, len(v.segs))
 	for i, sg := range v.segs {
-		if segs[i], err = s.mapFile(sg.file()); err != nil {
+		if segs[i], err = s.mapFile(sg.file(), sg.use.Size); err != nil {
 			return nil, err
 		}
 		defer segs[i].Close()
@@ -78,7 +82,13 @@ func (s *Store) scrub(ctx context.Context, v *version, out *Verified) ([]place, 
 		wg   sync.WaitGroup
 		next = make(chan int)
 	)
-	check := func(i int) error {
+	check := func(i int) (err error) {
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that is cut while it is read
+		defer func() {
+			if p := recover(); p != nil {
+				err = zcerr.New(zcerr.Corrupt, "read tensor %d: %v", i, p).WithHint("put the model again")
+			}
+		}()
 		row, err := t.Tensor(i)
 		if err != nil {
 			return err
@@ -129,7 +139,8 @@ feed:
 	return bad, context.Cause(ctx)
 }
 
-func (s *Store) mapFile(name string) (*shm.Mapping, error) {
+// mapFile maps a file that must have the size it was published with.
+func (s *Store) mapFile(name string, size uint64) (*shm.Mapping, error) {
 	f, err := s.dir.Open(name)
 	if err != nil {
 		return nil, zcerr.New(zcerr.Corrupt, "%w", err).WithHint("put the model again")
@@ -139,20 +150,22 @@ func (s *Store) mapFile(name string) (*shm.Mapping, error) {
 	if err != nil {
 		return nil, err
 	}
-	return shm.Map(f, int(use.Size))
+	if use.Size != size {
+		return nil, zcerr.New(zcerr.Corrupt, "a file of %d bytes has %d: it was cut or written behind the daemon's back", size, use.Size).WithHint("put the model again")
+	}
+	return shm.Map(f, int(size))
 }
 
 // quarantine takes a damaged version, and every other that uses one of the bad places, out of service. Their tags stay and say
 // why; a put of the same digest repairs one.
-func (s *Store) quarantine(v *version, bad []place, names []string) {
+func (s *Store) quarantine(v *version, bad []place, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	why := fmt.Errorf("the bytes of tensor %q are not those that were put", names[0])
 	for _, other := range s.versions {
 		if other != v && !slices.ContainsFunc(other.rows, func(r rowPlace) bool { return slices.Contains(bad, r.place) }) {
 			continue
 		}
-		s.log.Error("quarantined", zap.Stringer("digest", other.digest), zap.Strings("tensors", names))
+		s.log.Error("quarantined", zap.Stringer("digest", other.digest), zap.Error(why))
 		s.forgetVersionLocked(other)
 		s.lost[other.digest] = why
 	}
