@@ -14,8 +14,8 @@
 #
 #   docker run --user 65532:65532 -v zcstore-socket:/run/zcstore:ro -e ZCSTORE_SOCKET=/run/zcstore/zcstored.sock WORKER
 #
-# The socket is 0660, for uid and gid 65532. A worker with another uid joins with --group-add 65532, and has to name the
-# daemon's uid to its client (client.Options.ServerUID), which otherwise trusts only root and itself. A directory of the
+# The socket is 0660, for uid and gid 65532. A worker with another uid joins with --group-add 65532, and names the daemon's
+# user with -e ZCSTORE_SERVER_UID=65532: a client trusts root, its own uid, and who it is told. A directory of the
 # host in place of the volume has to belong to 65532 first.
 #
 # /dev/shm goes with the container: `docker restart` keeps what is stored only if /dev/shm outlives it (a Kubernetes
