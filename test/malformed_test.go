@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -84,9 +85,8 @@ var headers = []struct {
 // The kinds have these exit codes, whatever zcerr's table says.
 var exits = map[zcerr.Kind]int{zcerr.Invalid: 2, zcerr.NotFound: 3, zcerr.Conflict: 4, zcerr.Unsupported: 10}
 
-// refused fails unless err is of that kind, with its exit code, and says what it must. known is what is wrong elsewhere and
-// has been reported: then the case is skipped for as long as it fails.
-func refused(t *testing.T, err error, kind zcerr.Kind, says []string, known string) {
+// refused fails unless err is of that kind, with its exit code, and says what it must.
+func refused(t *testing.T, err error, kind zcerr.Kind, says []string) {
 	t.Helper()
 	var wrong []string
 	if err == nil {
@@ -106,11 +106,7 @@ func refused(t *testing.T, err error, kind zcerr.Kind, says []string, known stri
 			wrong = append(wrong, fmt.Sprintf("the error is no text for a terminal: %q", text))
 		}
 	}
-	switch {
-	case len(wrong) == 0:
-	case known != "":
-		t.Skipf("known: %s: %q", known, wrong)
-	default:
+	if len(wrong) > 0 {
 		t.Errorf("%q", wrong)
 	}
 }
@@ -183,7 +179,7 @@ func TestMalformedSafetensors(t *testing.T) {
 			if err := os.WriteFile(path, tt.data, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			refused(t, importAndPut(p.c, "bad", path), tt.kind, append(tt.says, path), "")
+			refused(t, importAndPut(p.c, "bad", path), tt.kind, append(tt.says, path))
 			other.works(t)
 		})
 	}
@@ -219,6 +215,17 @@ func (d modelDir) read(name string) []byte {
 func (d modelDir) remove(name string) {
 	d.t.Helper()
 	if err := os.Remove(d.path(name)); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// pipe puts a named pipe where the file was.
+func (d modelDir) pipe(name string) {
+	d.t.Helper()
+	if err := os.Remove(d.path(name)); err != nil && !os.IsNotExist(err) {
+		d.t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(d.path(name), 0o600); err != nil {
 		d.t.Fatal(err)
 	}
 }
@@ -317,45 +324,44 @@ var directories = []struct {
 	spoil func(d modelDir)
 	kind  zcerr.Kind
 	says  []string
-	known string // see refused
 }{
-	{"no config.json", func(d modelDir) { d.remove("config.json") }, zcerr.Invalid, []string{"has no config.json"}, ""},
-	{"config.json is cut", func(d modelDir) { d.write("config.json", d.read("config.json")[:100]) }, zcerr.Invalid, []string{"config.json", "byte 100"}, ""},
-	{"config.json is a list", func(d modelDir) { d.write("config.json", []byte("[]")) }, zcerr.Invalid, []string{"config.json", "array"}, ""},
-	{"a size is a text", func(d modelDir) { d.edit("config.json", `"vocab_size": 400`, `"vocab_size": "400"`) }, zcerr.Invalid, []string{"config.json", "vocab_size", "string"}, ""},
-	{"model_type is missing", func(d modelDir) { d.edit("config.json", "model_type", "model_kind") }, zcerr.Invalid, []string{"config.json", "model_type is missing"}, ""},
-	{"model_type is unknown", func(d modelDir) { d.edit("config.json", `"model_type": "bert"`, `"model_type": "mamba"`) }, zcerr.Unsupported, []string{"config.json", `"mamba"`, "supported are: bert"}, ""},
-	{"hidden_size of another model", func(d modelDir) { d.edit("config.json", `"hidden_size": 48`, `"hidden_size": 64`) }, zcerr.Invalid, []string{"word_embeddings.weight", "[400,48]", "[400,64]"}, ""},
-	{"heads that do not divide", func(d modelDir) { d.edit("config.json", `"num_attention_heads": 4`, `"num_attention_heads": 5`) }, zcerr.Invalid, []string{"num_attention_heads is 5", "divisor of hidden_size 48"}, "models/bert gives its config errors the kind Unsupported"},
-	{"an unknown activation", func(d modelDir) { d.edit("config.json", `"hidden_act": "gelu"`, `"hidden_act": "snake"`) }, zcerr.Unsupported, []string{"hidden_act", "snake", "relu"}, ""},
-	{"relative positions", func(d modelDir) { d.edit("config.json", `"absolute"`, `"relative_key"`) }, zcerr.Unsupported, []string{"position_embedding_type", "relative_key"}, ""},
+	{"no config.json", func(d modelDir) { d.remove("config.json") }, zcerr.Invalid, []string{"has no config.json"}},
+	{"config.json is cut", func(d modelDir) { d.write("config.json", d.read("config.json")[:100]) }, zcerr.Invalid, []string{"config.json", "byte 100"}},
+	{"config.json is a list", func(d modelDir) { d.write("config.json", []byte("[]")) }, zcerr.Invalid, []string{"config.json", "array"}},
+	{"a size is a text", func(d modelDir) { d.edit("config.json", `"vocab_size": 400`, `"vocab_size": "400"`) }, zcerr.Invalid, []string{"config.json", "vocab_size", "string"}},
+	{"model_type is missing", func(d modelDir) { d.edit("config.json", "model_type", "model_kind") }, zcerr.Invalid, []string{"config.json", "model_type is missing"}},
+	{"model_type is unknown", func(d modelDir) { d.edit("config.json", `"model_type": "bert"`, `"model_type": "mamba"`) }, zcerr.Unsupported, []string{"config.json", `"mamba"`, "supported are: bert"}},
+	{"hidden_size of another model", func(d modelDir) { d.edit("config.json", `"hidden_size": 48`, `"hidden_size": 64`) }, zcerr.Invalid, []string{"word_embeddings.weight", "[400,48]", "[400,64]"}},
+	{"heads that do not divide", func(d modelDir) { d.edit("config.json", `"num_attention_heads": 4`, `"num_attention_heads": 5`) }, zcerr.Invalid, []string{"num_attention_heads is 5", "divisor of hidden_size 48"}},
+	{"an unknown activation", func(d modelDir) { d.edit("config.json", `"hidden_act": "gelu"`, `"hidden_act": "snake"`) }, zcerr.Unsupported, []string{"hidden_act", "snake", "relu"}},
+	{"relative positions", func(d modelDir) { d.edit("config.json", `"absolute"`, `"relative_key"`) }, zcerr.Unsupported, []string{"position_embedding_type", "relative_key"}},
 	{"an unknown head", func(d modelDir) {
 		d.edit("config.json", "BertForSequenceClassification", "BertForNextSentencePrediction")
-	}, zcerr.Unsupported, []string{"architectures", "BertForNextSentencePrediction"}, ""},
-	{"a negative number of layers", func(d modelDir) { d.edit("config.json", `"num_hidden_layers": 2`, `"num_hidden_layers": -2`) }, zcerr.Invalid, []string{"num_hidden_layers", "-2"}, "models/bert gives its config errors the kind Unsupported"},
-	{"a layer too many in the config", func(d modelDir) { d.edit("config.json", `"num_hidden_layers": 2`, `"num_hidden_layers": 3`) }, zcerr.Invalid, []string{"missing", "encoder.layer.2."}, ""},
+	}, zcerr.Unsupported, []string{"architectures", "BertForNextSentencePrediction"}},
+	{"a negative number of layers", func(d modelDir) { d.edit("config.json", `"num_hidden_layers": 2`, `"num_hidden_layers": -2`) }, zcerr.Invalid, []string{"num_hidden_layers", "-2"}},
+	{"a layer too many in the config", func(d modelDir) { d.edit("config.json", `"num_hidden_layers": 2`, `"num_hidden_layers": 3`) }, zcerr.Invalid, []string{"missing", "encoder.layer.2."}},
 	{"a missing tensor", func(d modelDir) {
 		d.header("model.safetensors", func(h map[string]json.RawMessage) {
 			h["classifier.spare"] = h["classifier.bias"]
 			delete(h, "classifier.bias")
 		})
-	}, zcerr.Invalid, []string{"missing", "classifier.bias"}, ""},
-	{"an unexpected tensor", func(d modelDir) { d.edit("config.json", `"num_hidden_layers": 2`, `"num_hidden_layers": 1`) }, zcerr.Invalid, []string{"unexpected", "encoder.layer.1."}, ""},
+	}, zcerr.Invalid, []string{"missing", "classifier.bias"}},
+	{"an unexpected tensor", func(d modelDir) { d.edit("config.json", `"num_hidden_layers": 2`, `"num_hidden_layers": 1`) }, zcerr.Invalid, []string{"unexpected", "encoder.layer.1."}},
 	{"weights of whole numbers", func(d modelDir) {
 		d.header("model.safetensors", func(h map[string]json.RawMessage) {
 			h["classifier.bias"] = bytes.Replace(h["classifier.bias"], []byte("F32"), []byte("I32"), 1)
 		})
-	}, zcerr.Unsupported, []string{"classifier.bias", "I32", "F32, F16 or BF16"}, ""},
+	}, zcerr.Unsupported, []string{"classifier.bias", "I32", "F32, F16 or BF16"}},
 	{"weights that end early", func(d modelDir) {
 		b := d.read("model.safetensors")
 		d.write("model.safetensors", b[:len(b)-5])
-	}, zcerr.Invalid, []string{"model.safetensors", "data bytes"}, ""},
-	{"weights that are a folder", func(d modelDir) { d.remove("model.safetensors"); d.write("model.safetensors/x", nil) }, zcerr.Invalid, []string{"model.safetensors", "no regular file"}, ""},
-	{"no weights", func(d modelDir) { d.remove("model.safetensors") }, zcerr.Invalid, []string{"neither model.safetensors nor"}, ""},
-	{"only pytorch_model.bin", func(d modelDir) { d.remove("model.safetensors"); d.write("pytorch_model.bin", []byte("PK")) }, zcerr.Invalid, []string{".bin", "safe_serialization"}, ""},
+	}, zcerr.Invalid, []string{"model.safetensors", "data bytes"}},
+	{"weights that are a folder", func(d modelDir) { d.remove("model.safetensors"); d.write("model.safetensors/x", nil) }, zcerr.Invalid, []string{"model.safetensors", "no regular file"}},
+	{"no weights", func(d modelDir) { d.remove("model.safetensors") }, zcerr.Invalid, []string{"neither model.safetensors nor"}},
+	{"only pytorch_model.bin", func(d modelDir) { d.remove("model.safetensors"); d.write("pytorch_model.bin", []byte("PK")) }, zcerr.Invalid, []string{".bin", "safe_serialization"}},
 	{"a shard is missing", func(d modelDir) {
 		d.sharded(func(string) string { return "model-00002-of-00002.safetensors" })
-	}, zcerr.Invalid, []string{"model-00002-of-00002.safetensors is missing", "index.json"}, ""},
+	}, zcerr.Invalid, []string{"model-00002-of-00002.safetensors is missing", "index.json"}},
 	{"the index leaves the directory", func(d modelDir) {
 		d.sharded(func(name string) string {
 			if name == "classifier.bias" {
@@ -363,11 +369,11 @@ var directories = []struct {
 			}
 			return shard
 		})
-	}, zcerr.Invalid, []string{`weight_map["classifier.bias"]`, `"../x.safetensors"`}, ""},
+	}, zcerr.Invalid, []string{`weight_map["classifier.bias"]`, `"../x.safetensors"`}},
 	{"the index names what no shard has", func(d modelDir) {
 		d.sharded(func(string) string { return shard })
 		d.edit("model.safetensors.index.json", `"classifier.bias"`, `"classifier.basis"`)
-	}, zcerr.Invalid, []string{`"classifier.ba`, shard}, ""},
+	}, zcerr.Invalid, []string{`"classifier.ba`, shard}},
 	{"a shard has what the index does not", func(d modelDir) {
 		d.sharded(func(name string) string {
 			if name == "classifier.bias" {
@@ -375,38 +381,68 @@ var directories = []struct {
 			}
 			return shard
 		})
-	}, zcerr.Invalid, []string{`"classifier.bias"`, shard, "is not in"}, ""},
-	{"an empty index", func(d modelDir) { d.sharded(func(string) string { return "" }) }, zcerr.Invalid, []string{"weight_map is missing or empty"}, ""},
-	{"tokenizer.json is cut", func(d modelDir) { d.write("tokenizer.json", d.read("tokenizer.json")[:500]) }, zcerr.Invalid, []string{"tokenizer.json"}, "models/hf gives every error of a tokenizer the kind Unsupported"},
-	{"an unsupported part of the tokenizer", func(d modelDir) { d.edit("tokenizer.json", `"WordPiece"`, `"MorphPiece"`) }, zcerr.Unsupported, []string{"tokenizer.json", "MorphPiece"}, ""},
+	}, zcerr.Invalid, []string{`"classifier.bias"`, shard, "is not in"}},
+	{"an empty index", func(d modelDir) { d.sharded(func(string) string { return "" }) }, zcerr.Invalid, []string{"weight_map is missing or empty"}},
+	{"tokenizer.json is cut", func(d modelDir) { d.write("tokenizer.json", d.read("tokenizer.json")[:500]) }, zcerr.Invalid, []string{"tokenizer.json"}},
+	{"an unsupported part of the tokenizer", func(d modelDir) { d.edit("tokenizer.json", `"WordPiece"`, `"MorphPiece"`) }, zcerr.Unsupported, []string{"tokenizer.json", "MorphPiece"}},
 	{"more tokens than vocab_size", func(d modelDir) {
 		d.edit("tokenizer.json", `"added_tokens": [`, `"added_tokens": [{"id":400,"content":"[NEW]","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},`)
-	}, zcerr.Invalid, []string{"tokenizer.json", "401 tokens", "vocab_size 400"}, ""},
-	{"tokenizer_config.json is a number", func(d modelDir) { d.write("tokenizer_config.json", []byte("7")) }, zcerr.Invalid, []string{"tokenizer_config.json", "number"}, ""},
-	{"modules.json is broken", func(d modelDir) { d.sentence(pooling); d.write("modules.json", []byte(`[{"idx":0,`)) }, zcerr.Invalid, []string{"modules.json", "byte 10"}, ""},
-	{"modules.json is empty", func(d modelDir) { d.sentence(pooling); d.write("modules.json", []byte(`[]`)) }, zcerr.Invalid, []string{"modules.json", "no modules"}, ""},
+	}, zcerr.Invalid, []string{"tokenizer.json", "401 tokens", "vocab_size 400"}},
+	{"tokenizer_config.json is a number", func(d modelDir) { d.write("tokenizer_config.json", []byte("7")) }, zcerr.Invalid, []string{"tokenizer_config.json", "number"}},
+	{"modules.json is broken", func(d modelDir) { d.sentence(pooling); d.write("modules.json", []byte(`[{"idx":0,`)) }, zcerr.Invalid, []string{"modules.json", "byte 10"}},
+	{"modules.json is empty", func(d modelDir) { d.sentence(pooling); d.write("modules.json", []byte(`[]`)) }, zcerr.Invalid, []string{"modules.json", "no modules"}},
 	{"an unknown module", func(d modelDir) {
 		d.sentence(`,{"idx":1,"name":"1","path":"1_CNN","type":"sentence_transformers.models.CNN"}`)
-	}, zcerr.Unsupported, []string{"modules.json", "CNN", "Pooling and Normalize"}, ""},
+	}, zcerr.Unsupported, []string{"modules.json", "CNN", "Pooling and Normalize"}},
 	{"a module outside of the directory", func(d modelDir) {
 		d.sentence(strings.Replace(pooling, `"1_Pooling"`, `"../1_Pooling"`, 1))
-	}, zcerr.Invalid, []string{"modules.json", `"../1_Pooling"`, "leaves the directory"}, ""},
+	}, zcerr.Invalid, []string{"modules.json", `"../1_Pooling"`, "leaves the directory"}},
 	{"modules that begin with no Transformer", func(d modelDir) {
 		d.sentence("")
 		d.write("modules.json", []byte(`[{"idx":0,"name":"0","path":"1_Pooling","type":"sentence_transformers.models.Pooling"}]`))
-	}, zcerr.Unsupported, []string{"modules.json", "entry 0", "Transformer"}, ""},
+	}, zcerr.Unsupported, []string{"modules.json", "entry 0", "Transformer"}},
 	{"a pooling mode that is not built", func(d modelDir) {
 		d.sentence(pooling)
 		d.write("1_Pooling/config.json", []byte(`{"word_embedding_dimension":48,"pooling_mode_mean_tokens":false,"pooling_mode_weightedmean_tokens":true}`))
-	}, zcerr.Unsupported, []string{"1_Pooling", "weightedmean_tokens", "mean and cls"}, ""},
+	}, zcerr.Unsupported, []string{"1_Pooling", "weightedmean_tokens", "mean and cls"}},
 	{"pooling of another size", func(d modelDir) {
 		d.sentence(pooling)
 		d.write("1_Pooling/config.json", []byte(`{"word_embedding_dimension":64,"pooling_mode_mean_tokens":true}`))
-	}, zcerr.Invalid, []string{"word_embedding_dimension is 64", "hidden_size 48"}, ""},
+	}, zcerr.Invalid, []string{"word_embedding_dimension is 64", "hidden_size 48"}},
 	{"max_seq_length is too large", func(d modelDir) {
 		d.sentence(pooling)
 		d.write("sentence_bert_config.json", []byte(`{"max_seq_length":512}`))
-	}, zcerr.Invalid, []string{"sentence_bert_config.json", "max_seq_length is 512", "48"}, ""},
+	}, zcerr.Invalid, []string{"sentence_bert_config.json", "max_seq_length is 512", "48"}},
+	{"config.json is a named pipe", func(d modelDir) { d.pipe("config.json") }, zcerr.Invalid, []string{"config.json is no regular file (a named pipe)"}},
+	{"weights that are a named pipe", func(d modelDir) { d.pipe("model.safetensors") }, zcerr.Invalid, []string{"model.safetensors is no regular file (a named pipe)"}},
+	{"tokenizer.json is a named pipe", func(d modelDir) { d.pipe("tokenizer.json") }, zcerr.Invalid, []string{"tokenizer.json is no regular file (a named pipe)"}},
+	{"modules.json is a named pipe", func(d modelDir) { d.pipe("modules.json") }, zcerr.Invalid, []string{"modules.json is no regular file (a named pipe)"}},
+	{"an index that is a named pipe", func(d modelDir) { d.pipe("model.safetensors.index.json") }, zcerr.Invalid, []string{"index.json is no regular file (a named pipe)"}},
+	{"a pipe instead of a directory", func(d modelDir) {
+		if err := os.RemoveAll(d.dir); err != nil {
+			d.t.Fatal(err)
+		}
+		d.pipe("")
+	}, zcerr.Invalid, []string{"is no regular file (a named pipe)"}},
+	{"weights that link to themselves", func(d modelDir) {
+		d.remove("model.safetensors")
+		if err := os.Symlink("model.safetensors", d.path("model.safetensors")); err != nil {
+			d.t.Fatal(err)
+		}
+	}, zcerr.Invalid, []string{"model.safetensors is a symbolic link that leads back to itself"}},
+	{"weights that were not downloaded", func(d modelDir) {
+		d.remove("model.safetensors")
+		if err := os.Symlink("../blobs/0", d.path("model.safetensors")); err != nil {
+			d.t.Fatal(err)
+		}
+	}, zcerr.Invalid, []string{"model.safetensors is a symbolic link to ../blobs/0, which is not there"}},
+	{"no attention heads", func(d modelDir) { d.edit("config.json", `"num_attention_heads": 4`, `"num_attention_heads": 0`) }, zcerr.Invalid, []string{"num_attention_heads is 0"}},
+	{"65536 layers", func(d modelDir) { d.edit("config.json", `"num_hidden_layers": 2`, `"num_hidden_layers": 65536`) }, zcerr.Invalid, []string{"missing", "encoder.layer.2.", "more"}},
+	{"tokenizer.json is no JSON", func(d modelDir) { d.write("tokenizer.json", []byte("{{{")) }, zcerr.Invalid, []string{"tokenizer.json"}},
+	{"tokenizer.json has nothing in it", func(d modelDir) { d.write("tokenizer.json", []byte("{}")) }, zcerr.Invalid, []string{"tokenizer.json", "version"}},
+	{"Normalize before Pooling", func(d modelDir) {
+		d.sentence(`,{"idx":1,"name":"1","path":"2_Normalize","type":"sentence_transformers.models.Normalize"}` + strings.Replace(pooling, `"idx":1`, `"idx":2`, 1))
+	}, zcerr.Unsupported, []string{"modules.json", "a Pooling after a Normalize"}},
 	{"an empty directory", func(d modelDir) {
 		all, err := os.ReadDir(d.dir)
 		if err != nil {
@@ -415,8 +451,8 @@ var directories = []struct {
 		for _, f := range all {
 			os.RemoveAll(d.path(f.Name()))
 		}
-	}, zcerr.Invalid, []string{"has no config.json"}, ""},
-	{"no directory", func(d modelDir) { os.RemoveAll(d.dir) }, zcerr.NotFound, []string{"is not there", "Hugging Face"}, ""},
+	}, zcerr.Invalid, []string{"has no config.json"}},
+	{"no directory", func(d modelDir) { os.RemoveAll(d.dir) }, zcerr.NotFound, []string{"is not there", "Hugging Face"}},
 }
 
 func TestMalformedDirectories(t *testing.T) {
@@ -431,7 +467,7 @@ func TestMalformedDirectories(t *testing.T) {
 			tt.spoil(d)
 			err := importAndPut(p.c, "bad", d.dir)
 			other.works(t)
-			refused(t, err, tt.kind, tt.says, tt.known)
+			refused(t, err, tt.kind, tt.says)
 		})
 	}
 }
@@ -461,9 +497,6 @@ func TestUnspoiltDirectories(t *testing.T) {
 			}
 			change(d)
 			err := importAndPut(p.c, "good", d.dir)
-			if name == "unaligned" && zcerr.KindOf(err) == zcerr.Unsupported {
-				t.Skipf("known: models/hf tries the weights in place in their file, where they need not be aligned: %v", err)
-			}
 			if err != nil {
 				t.Error(err)
 			}
@@ -495,41 +528,40 @@ func TestMalformedReferences(t *testing.T) {
 	other.works(t) // there is a bystander:v1
 	digest := "sha256:" + strings.Repeat("0", 64)
 	for _, tt := range []struct {
-		name  string
-		do    func(string) error
-		ref   string
-		kind  zcerr.Kind
-		says  []string
-		known string
+		name string
+		do   func(string) error
+		ref  string
+		kind zcerr.Kind
+		says []string
 	}{
-		{"put, empty", putAs, "", zcerr.Invalid, []string{"empty"}, ""},
-		{"attach, empty", attach, "", zcerr.Invalid, []string{"empty"}, ""},
-		{"put, a space", putAs, "a b", zcerr.Invalid, []string{`byte ' ' at 1`}, ""},
-		{"put, a control character", putAs, "a\x07b", zcerr.Invalid, []string{`byte '\a' at 1`}, "zcerr.Error prints the reference as it was given, control characters too"},
-		{"put, not UTF-8", putAs, "a\xff", zcerr.Invalid, []string{"at 1"}, "grpc refuses the string before the daemon can, and the client passes that on"},
-		{"put, two colons", putAs, "a:b:c", zcerr.Invalid, []string{"a:b"}, ""},
-		{"put, an empty tag", putAs, "a:", zcerr.Invalid, []string{"tag", "empty"}, ""},
-		{"attach, a malformed digest", attach, "a@sha256:xyz", zcerr.Invalid, []string{"sha256:xyz"}, ""},
-		{"attach, another hash", attach, "a@md5:" + strings.Repeat("0", 32), zcerr.Invalid, []string{"md5"}, ""},
-		{"put, dots", putAs, "../etc/passwd", zcerr.Invalid, []string{`byte '.' at 0`}, ""},
-		{"put, dots inside", putAs, "a/../b", zcerr.Invalid, []string{`byte '.' at 0`}, ""},
-		{"put, an absolute path", putAs, "/etc/passwd", zcerr.Invalid, []string{"empty"}, ""},
-		{"put, too long", putAs, strings.Repeat("abcdefg/", 33) + "x", zcerr.Invalid, []string{"265 bytes", "255"}, ""},
-		{"put, a part too long", putAs, strings.Repeat("n", 129), zcerr.Invalid, []string{"129 bytes", "128"}, ""},
-		{"put, with a digest", putAs, "a@" + digest, zcerr.Invalid, []string{"cannot choose its digest"}, ""},
-		{"put, a tag of other bytes", putAs, "bystander:v1", zcerr.Conflict, []string{"bystander:v1", "--replace"}, ""},
-		{"attach, no such model", attach, "bystanders", zcerr.NotFound, []string{"no model bystanders", "did you mean bystander"}, ""},
-		{"attach, no such tag", attach, "bystander:prod", zcerr.NotFound, []string{"no tag prod", "v1"}, ""},
-		{"attach, no such version", attach, "bystander@" + digest, zcerr.NotFound, []string{"no version"}, ""},
-		{"show, no such model", show, "nothing", zcerr.NotFound, []string{"no model nothing", "zcctl put nothing DIR"}, ""},
-		{"remove, no such model", remove, "nothing", zcerr.NotFound, []string{"no model nothing"}, ""},
-		{"remove, bad characters", remove, "*", zcerr.Invalid, []string{`byte '*' at 0`}, ""},
-		{"tag, no tag", tag, "bystander", zcerr.Invalid, []string{"tag"}, ""},
+		{"put, empty", putAs, "", zcerr.Invalid, []string{"empty"}},
+		{"attach, empty", attach, "", zcerr.Invalid, []string{"empty"}},
+		{"put, a space", putAs, "a b", zcerr.Invalid, []string{`byte ' ' at 1`}},
+		{"put, a control character", putAs, "a\x07b", zcerr.Invalid, []string{`byte '\a' at 1`}},
+		{"put, not UTF-8", putAs, "a\xff", zcerr.Invalid, []string{"at 1"}},
+		{"put, two colons", putAs, "a:b:c", zcerr.Invalid, []string{"a:b"}},
+		{"put, an empty tag", putAs, "a:", zcerr.Invalid, []string{"tag", "empty"}},
+		{"attach, a malformed digest", attach, "a@sha256:xyz", zcerr.Invalid, []string{"sha256:xyz"}},
+		{"attach, another hash", attach, "a@md5:" + strings.Repeat("0", 32), zcerr.Invalid, []string{"md5"}},
+		{"put, dots", putAs, "../etc/passwd", zcerr.Invalid, []string{`byte '.' at 0`}},
+		{"put, dots inside", putAs, "a/../b", zcerr.Invalid, []string{`byte '.' at 0`}},
+		{"put, an absolute path", putAs, "/etc/passwd", zcerr.Invalid, []string{"empty"}},
+		{"put, too long", putAs, strings.Repeat("abcdefg/", 33) + "x", zcerr.Invalid, []string{"265 bytes", "255"}},
+		{"put, a part too long", putAs, strings.Repeat("n", 129), zcerr.Invalid, []string{"129 bytes", "128"}},
+		{"put, with a digest", putAs, "a@" + digest, zcerr.Invalid, []string{"cannot choose its digest"}},
+		{"put, a tag of other bytes", putAs, "bystander:v1", zcerr.Conflict, []string{"bystander:v1", "--replace"}},
+		{"attach, no such model", attach, "bystanders", zcerr.NotFound, []string{"no model bystanders", "did you mean bystander"}},
+		{"attach, no such tag", attach, "bystander:prod", zcerr.NotFound, []string{"no tag prod", "v1"}},
+		{"attach, no such version", attach, "bystander@" + digest, zcerr.NotFound, []string{"no version"}},
+		{"show, no such model", show, "nothing", zcerr.NotFound, []string{"no model nothing", "zcctl put nothing DIR"}},
+		{"remove, no such model", remove, "nothing", zcerr.NotFound, []string{"no model nothing"}},
+		{"remove, bad characters", remove, "*", zcerr.Invalid, []string{`byte '*' at 0`}},
+		{"tag, no tag", tag, "bystander", zcerr.Invalid, []string{"tag"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := tt.do(tt.ref)
 			other.works(t)
-			refused(t, err, tt.kind, tt.says, tt.known)
+			refused(t, err, tt.kind, tt.says)
 		})
 	}
 }

@@ -12,12 +12,13 @@ import (
 	"time"
 
 	"github.com/zcstore/zcstore/client/worker"
+	"github.com/zcstore/zcstore/internal/testleak"
 )
 
 func TestMain(m *testing.M) {
 	worker.Main()
 	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // a race build sleeps a second at exit, in every worker
-	os.Exit(m.Run())
+	os.Exit(testleak.Run(m))
 }
 
 // encdec stands for the encoder and decoder of the original: 128 floats in, one number out.

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/zcstore/zcstore/internal/testleak"
 )
 
 // envRole makes the test binary play another program than a worker of this one.
@@ -45,7 +47,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envRole) == "parent" {
 		parent()
 	}
-	code := m.Run()
+	code := testleak.Run(m)
 	if left := leftovers(); code == 0 && left != "" {
 		fmt.Fprintln(os.Stderr, "left behind:", left)
 		code = 1

@@ -13,25 +13,35 @@ import (
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/internal/golden"
 	"github.com/zcstore/zcstore/models/nn"
+	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
 func TestConfigIsStrict(t *testing.T) {
-	for _, c := range []struct{ json, key string }{
-		{`{"position_embedding_type": "relative_key"}`, "position_embedding_type"},
-		{`{"hidden_act": "quick_gelu"}`, "hidden_act"},
-		{`{"model_type": "roberta"}`, "model_type"},
-		{`{"architectures": ["BertForQuestionAnswering"]}`, "architectures"},
-		{`{"num_attention_heads": 7}`, "num_attention_heads"},
-		{`{"hidden_size": 0}`, "hidden_size"},
-		{`{"vocab_size": -3}`, "vocab_size"},
-		{`{"is_decoder": true}`, "is_decoder"},
-		{`{"layer_norm_eps": -1}`, "layer_norm_eps"},
+	for _, c := range []struct {
+		json, key string
+		is        error
+		kind      zcerr.Kind
+	}{
+		{`{"position_embedding_type": "relative_key"}`, "position_embedding_type", gpu.ErrUnsupported, zcerr.Unsupported},
+		{`{"hidden_act": "quick_gelu"}`, "hidden_act", gpu.ErrUnsupported, zcerr.Unsupported},
+		{`{"model_type": "roberta"}`, "model_type", gpu.ErrUnsupported, zcerr.Unsupported},
+		{`{"architectures": ["BertForQuestionAnswering"]}`, "architectures", gpu.ErrUnsupported, zcerr.Unsupported},
+		{`{"is_decoder": true}`, "is_decoder", gpu.ErrUnsupported, zcerr.Unsupported},
+		{`{"add_cross_attention": true}`, "add_cross_attention", gpu.ErrUnsupported, zcerr.Unsupported},
+		{`{"num_attention_heads": 7}`, "num_attention_heads", gpu.ErrShape, zcerr.Invalid},
+		{`{"num_attention_heads": 0}`, "num_attention_heads", gpu.ErrShape, zcerr.Invalid},
+		{`{"num_hidden_layers": -1}`, "num_hidden_layers", gpu.ErrShape, zcerr.Invalid},
+		{`{"num_hidden_layers": 1000000000}`, "num_hidden_layers", gpu.ErrShape, zcerr.Invalid},
+		{`{"hidden_size": 0}`, "hidden_size", gpu.ErrShape, zcerr.Invalid},
+		{`{"vocab_size": -3}`, "vocab_size", gpu.ErrShape, zcerr.Invalid},
+		{`{"vocab_size": 1000000000000}`, "vocab_size", gpu.ErrShape, zcerr.Invalid},
+		{`{"layer_norm_eps": -1}`, "layer_norm_eps", gpu.ErrShape, zcerr.Invalid},
 	} {
 		_, err := ParseConfig([]byte(c.json))
 		var e *ConfigError
-		if !errors.As(err, &e) || e.Key != c.key || !errors.Is(err, gpu.ErrUnsupported) || !strings.Contains(err.Error(), c.key) {
-			t.Errorf("%s: %v, want an error that names %s", c.json, err, c.key)
+		if !errors.As(err, &e) || e.Key != c.key || !errors.Is(err, c.is) || zcerr.KindOf(err) != c.kind || !strings.Contains(err.Error(), c.key) {
+			t.Errorf("%s: %v, want an error of kind %v that names %s", c.json, err, c.kind, c.key)
 		}
 	}
 	if _, err := ParseConfig([]byte(`{"hidden_size": "large"}`)); err == nil {

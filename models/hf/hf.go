@@ -9,7 +9,6 @@ package hf
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -58,7 +57,7 @@ func Open(path string) (*Import, error) {
 		return nil, zcerr.New(zcerr.NotFound, "%s is not there", path).WithHint("give a Hugging Face or sentence-transformers directory, or a .safetensors file")
 	}
 	if err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+		return nil, cannotRead(path, err)
 	}
 	im := &Import{}
 	if st.IsDir() {
@@ -121,7 +120,7 @@ func (im *Import) directory(dir string) error {
 	}
 	w.into(model, a.Roles)
 	root.Items = append(root.Items, manifest.Item{Key: text.PartModel, Node: model})
-	if err := im.tokenizer(root, dir, modelDir, config, &cfg); err != nil {
+	if err := im.tokenizer(root, modelDir, config, &cfg); err != nil {
 		return err
 	}
 	for _, m := range modules {
@@ -137,7 +136,7 @@ func (im *Import) directory(dir string) error {
 	if root.Config, err = canonical(cfg); err != nil {
 		return err
 	}
-	return w.verify(dir, root)
+	return w.verify(dir, config.path, root)
 }
 
 func canonical(v any) (json.RawMessage, error) {
@@ -168,7 +167,7 @@ func readConfig(dir string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &config{path: path}
+	c := &config{path: path, MaxPositions: 512} // BERT's, as for every key left out
 	if err := json.Unmarshal(b, c); err != nil {
 		return nil, badJSON(path, err)
 	}
@@ -181,36 +180,22 @@ func readConfig(dir string) (*config, error) {
 	return c, nil
 }
 
-// readSmall reads a text file of a model directory whole.
+// readSmall reads a text file of a model directory whole. The error is an os.ErrNotExist where nothing has the name, else it
+// has a kind.
 func readSmall(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, st, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, zcerr.New(zcerr.Invalid, "%s is no regular file", path)
-	}
 	if st.Size() > maxJSON {
 		return nil, zcerr.New(zcerr.Invalid, "%s has %d bytes, at most %d are read", path, st.Size(), maxJSON)
 	}
-	return io.ReadAll(io.LimitReader(f, maxJSON))
-}
-
-func badJSON(path string, err error) error {
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
-		return zcerr.New(zcerr.Invalid, "%s: byte %d: %w", path, syntax.Offset, err)
+	b, err := io.ReadAll(io.LimitReader(f, maxJSON))
+	if err != nil {
+		return nil, cannotRead(path, err)
 	}
-	var typ *json.UnmarshalTypeError
-	if errors.As(err, &typ) {
-		return zcerr.New(zcerr.Invalid, "%s: %s is a JSON %s, wanted is a %v", path, typ.Field, typ.Value, typ.Type)
-	}
-	return zcerr.New(zcerr.Invalid, "%s: %w", path, err)
+	return b, nil
 }
 
 // task is what the directory is for: its modules and architectures say it.
@@ -242,10 +227,11 @@ type stored struct {
 // directory finds the weights of a model directory: one file, or shards with an index.
 func (w *weights) directory(dir string) error {
 	one, index := filepath.Join(dir, "model.safetensors"), filepath.Join(dir, "model.safetensors.index.json")
-	if _, err := os.Stat(index); err == nil {
+	// Whatever has the name counts: a link to a file that was not downloaded is told of when it is opened.
+	if _, err := os.Lstat(index); !errors.Is(err, os.ErrNotExist) {
 		return w.shards(dir, index)
 	}
-	if _, err := os.Stat(one); err == nil {
+	if _, err := os.Lstat(one); !errors.Is(err, os.ErrNotExist) {
 		return w.file(one)
 	}
 	e := zcerr.New(zcerr.Invalid, "%s has neither model.safetensors nor model.safetensors.index.json", dir)
@@ -259,7 +245,7 @@ func (w *weights) directory(dir string) error {
 func (w *weights) shards(dir, path string) error {
 	b, err := readSmall(path)
 	if err != nil {
-		return zcerr.New(zcerr.Invalid, "%w", err)
+		return err
 	}
 	var index struct {
 		WeightMap map[string]string `json:"weight_map"`
@@ -281,10 +267,11 @@ func (w *weights) shards(dir, path string) error {
 	}
 	sort.Strings(files)
 	for _, file := range files {
-		if _, err := os.Stat(filepath.Join(dir, file)); errors.Is(err, os.ErrNotExist) {
+		err := w.file(filepath.Join(dir, file))
+		if errors.Is(err, os.ErrNotExist) {
 			return zcerr.New(zcerr.Invalid, "shard %s is missing, and %s names it", filepath.Join(dir, file), filepath.Base(path)).WithHint("download the file again into %s", dir)
 		}
-		if err := w.file(filepath.Join(dir, file)); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -306,18 +293,11 @@ func (w *weights) shards(dir, path string) error {
 
 // file adds the tensors of one safetensors file.
 func (w *weights) file(path string) error {
-	f, err := os.Open(path)
+	f, st, err := openRegular(path)
 	if err != nil {
-		return zcerr.New(zcerr.Invalid, "%w", err)
+		return err
 	}
 	w.im.files = append(w.im.files, f)
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", path)
-	}
-	if err != nil {
-		return zcerr.New(zcerr.Invalid, "%w", err)
-	}
 	h, err := safetensors.Read(f, st.Size())
 	if err != nil {
 		return zcerr.New(zcerr.Invalid, "%s: %w", path, err).WithHint("the file is damaged or no safetensors file; download it again")

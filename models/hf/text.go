@@ -5,7 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strconv"
+	"sort"
 	"strings"
 
 	"github.com/zcstore/zcstore/models/manifest"
@@ -34,7 +34,7 @@ func readModules(dir string) ([]module, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+		return nil, err
 	}
 	var list []module
 	if err := json.Unmarshal(b, &list); err != nil {
@@ -49,6 +49,9 @@ func readModules(dir string) ([]module, error) {
 		}
 		if (m.kind() == "Transformer") != (i == 0) {
 			return nil, zcerr.New(zcerr.Unsupported, "%s: entry %d is a %s; a pipeline begins with its one Transformer", path, i, m.kind())
+		}
+		if i > 0 && (m.kind() == list[i-1].kind() || m.kind() == "Pooling" && list[i-1].kind() == "Normalize") {
+			return nil, zcerr.New(zcerr.Unsupported, "%s: entry %d is a %s after a %s; the order is Transformer, Pooling, Normalize", path, i, m.kind(), list[i-1].kind())
 		}
 	}
 	if len(list) == 0 {
@@ -76,8 +79,11 @@ func (m module) node(dir string) (*manifest.Node, error) {
 // readPooling reads either spelling: a boolean per mode, or one name.
 func readPooling(path string) (text.PoolingConfig, error) {
 	b, err := readSmall(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return text.PoolingConfig{}, zcerr.New(zcerr.Invalid, "%s is not there, and modules.json has a Pooling in that folder", path).WithHint("download the file again")
+	}
 	if err != nil {
-		return text.PoolingConfig{}, zcerr.New(zcerr.Invalid, "pooling: %w", err)
+		return text.PoolingConfig{}, err
 	}
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(b, &raw); err != nil {
@@ -93,6 +99,7 @@ func readPooling(path string) (text.PoolingConfig, error) {
 			modes = append(modes, mode)
 		}
 	}
+	sort.Strings(modes)
 	if cfg.Mode == "" && len(modes) == 1 {
 		cfg.Mode = modes[0]
 	}
@@ -110,21 +117,17 @@ func readPooling(path string) (text.PoolingConfig, error) {
 
 // tokenizer adds the tokenizer's files, after trying them, and settles the longest text. sentence-transformers' own limit
 // overrides the tokenizer's, and nothing is padded but to the longest of a batch.
-func (im *Import) tokenizer(root *manifest.Node, dir, modelDir string, c *config, cfg *text.Config) error {
+func (im *Import) tokenizer(root *manifest.Node, modelDir string, c *config, cfg *text.Config) error {
 	cfg.MaxLength = c.MaxPositions
 	var tc struct {
 		MaxLength float64 `json:"model_max_length"`
-		Lowercase *bool   `json:"do_lower_case"`
 	}
 	add := func(key string) ([]byte, error) {
 		b, err := readSmall(filepath.Join(modelDir, key))
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, nil
 		}
-		if err != nil {
-			return nil, zcerr.New(zcerr.Invalid, "%w", err)
-		}
-		return b, nil
+		return b, err
 	}
 	keep := func(key string, b []byte, media string) {
 		root.Items = append(root.Items, manifest.Item{Key: key, Node: &manifest.Node{Kind: manifest.Value, MediaType: media, Value: b}})
@@ -142,7 +145,7 @@ func (im *Import) tokenizer(root *manifest.Node, dir, modelDir string, c *config
 	if n := tc.MaxLength; n >= 1 && n < float64(cfg.MaxLength) {
 		cfg.MaxLength = int(n)
 	}
-	if err := readLimits(dir, cfg); err != nil {
+	if err := readLimits(modelDir, c, cfg); err != nil {
 		return err
 	}
 	tj, err := add(text.PartTokenizer)
@@ -168,7 +171,7 @@ func (im *Import) tokenizer(root *manifest.Node, dir, modelDir string, c *config
 		return nil
 	}
 	if err != nil {
-		return zcerr.New(tokenizerKind(err), "%s: %w", file, err)
+		return zcerr.New(tokenizerKind(err), "%s/%w", modelDir, err) // it begins with the file's name
 	}
 	if n := tok.VocabSize(); c.VocabSize > 0 && n > c.VocabSize {
 		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.VocabSize)
@@ -184,14 +187,15 @@ func tokenizerKind(err error) zcerr.Kind {
 	return zcerr.Invalid
 }
 
-func readLimits(dir string, cfg *text.Config) error {
+// readLimits reads what sentence-transformers has beside a Transformer's config.
+func readLimits(dir string, c *config, cfg *text.Config) error {
 	path := filepath.Join(dir, "sentence_bert_config.json")
 	b, err := readSmall(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return zcerr.New(zcerr.Invalid, "%w", err)
+		return err
 	}
 	var s struct {
 		MaxSeqLength *int `json:"max_seq_length"`
@@ -204,8 +208,8 @@ func readLimits(dir string, cfg *text.Config) error {
 	if s.MaxSeqLength == nil {
 		return nil
 	}
-	if n := *s.MaxSeqLength; n < 3 || n > cfg.MaxLength && cfg.MaxLength > 0 {
-		return zcerr.New(zcerr.Invalid, "%s: max_seq_length is %s, the model takes 3 to %d", path, strconv.Itoa(n), cfg.MaxLength)
+	if n := *s.MaxSeqLength; n < 3 || n > c.MaxPositions {
+		return zcerr.New(zcerr.Invalid, "%s: max_seq_length is %d, the model takes 3 to %d", path, n, c.MaxPositions)
 	}
 	cfg.MaxLength = *s.MaxSeqLength
 	return nil

@@ -16,7 +16,7 @@ import (
 
 // verify builds the pipeline on memory that stands for the files' bytes and throws it away: a directory whose weights do not
 // fit its config is refused at put, not in the first worker. Building reads names, shapes and dtypes, and no weight.
-func (w *weights) verify(dir string, root *manifest.Node) error {
+func (w *weights) verify(dir, config string, root *manifest.Node) error {
 	largest := 1
 	for _, s := range w.found {
 		largest = max(largest, int(s.entry.SizeBytes()))
@@ -27,16 +27,17 @@ func (w *weights) verify(dir string, root *manifest.Node) error {
 		return fmt.Errorf("map %d bytes: %w", largest, err)
 	}
 	defer unix.Munmap(zeros)
-	_, err = models.Build(root.Impl, &draftSource{w: w, zeros: zeros, n: root})
+	_, err = models.Build(root.Impl, &draftSource{w: w, config: config, zeros: zeros, n: root})
 	return zcerr.Wrap("import", dir, err)
 }
 
 // draftSource is a module of a draft as its constructor sees it.
 type draftSource struct {
-	w     *weights
-	zeros []byte
-	n     *manifest.Node
-	path  string
+	w      *weights
+	config string // the config.json that the model's config is from
+	zeros  []byte
+	n      *manifest.Node
+	path   string
 }
 
 func (s *draftSource) Path() string {
@@ -48,7 +49,7 @@ func (s *draftSource) Path() string {
 
 func (s *draftSource) Config(into any) error {
 	if err := json.Unmarshal(s.n.Config, into); err != nil {
-		return zcerr.New(zcerr.Invalid, "%s: config of %s: %w", s.Path(), s.n.Impl, err)
+		return badJSON(s.config, err) // the other configs are of our own making
 	}
 	return nil
 }
@@ -83,7 +84,7 @@ func (s *draftSource) Tensor(name string, want tensor.Shape) (tensor.View, tenso
 		fits = want[i] < 0 || want[i] == got[i]
 	}
 	if want != nil && !fits {
-		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s: tensor %q is %v %v in %s, its config asks for %v", s.Path(), name, st.entry.DType, got, st.file.Name(), want)
+		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s is %v %v, config.json asks for %v", name, st.entry.DType, got, want)
 	}
 	v, err := tensor.New(st.entry.DType, st.entry.Shape, s.zeros[:st.entry.SizeBytes()])
 	return v, tensor.Other, err
@@ -104,7 +105,7 @@ func (s *draftSource) Child(name string) (models.Module, error) {
 		return nil, zcerr.New(zcerr.Invalid, "%s has no part %s", s.Path(), name)
 	}
 	path := strings.TrimPrefix(s.path+"."+name, ".")
-	return models.Build(n.Impl, &draftSource{w: s.w, zeros: s.zeros, n: n, path: path})
+	return models.Build(n.Impl, &draftSource{w: s.w, config: s.config, zeros: s.zeros, n: n, path: path})
 }
 
 func (s *draftSource) Value(name string) ([]byte, bool) {

@@ -1,0 +1,10 @@
+package cpu_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/zcstore/zcstore/internal/testleak"
+)
+
+func TestMain(m *testing.M) { os.Exit(testleak.Run(m)) }

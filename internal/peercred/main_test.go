@@ -1,0 +1,10 @@
+package peercred
+
+import (
+	"os"
+	"testing"
+
+	"github.com/zcstore/zcstore/internal/testleak"
+)
+
+func TestMain(m *testing.M) { os.Exit(testleak.Run(m)) }
