@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,10 +15,13 @@ import (
 	"github.com/zcstore/zcstore/internal/peercred"
 )
 
-// SplitOptions: the zero value works.
+// SplitOptions: the zero value works. A connection is silent until its first four bytes are here.
 type SplitOptions struct {
-	PeekTimeout   time.Duration // 0: 10 s. For the first bytes to come, and again for an Accept to take the connection.
-	MaxUnfinished int           // 0: 32. Connections of one uid that have not got so far; more are closed at once.
+	PeekTimeout    time.Duration // 0: 10 s. A connection that is silent for longer is closed.
+	Grace          time.Duration // 0: 100 ms. A connection may be silent for this long whatever the limits say.
+	MaxSilent      int           // 0: 32. Silent connections of one uid; beyond it the oldest of them goes.
+	MaxSilentTotal int           // 0: 512. Of all uids; beyond it the oldest of the uid with most goes, and callers wait.
+	MaxWaiting     int           // 0: 128. Connections that wait for an Accept; from there on callers wait in the kernel, only silent ones join.
 }
 
 // Listener is one of the two that Split makes. Its connections are *net.UnixConn with nothing consumed.
@@ -34,25 +38,43 @@ type splitter struct {
 	done chan struct{}  // closed by close
 	wg   sync.WaitGroup // accept loop and one sort per connection
 
-	mu     sync.Mutex
-	closed bool
-	err    error                      // guarded by mu: why accepting ended
-	open   map[*net.UnixConn]struct{} // guarded by mu: not yet handed to an Accept
-	perUID map[uint32]int             // guarded by mu: how many of those a uid has
+	mu      sync.Mutex
+	room    sync.Cond // on mu, for the accept loop: closed, total or waiting changed
+	closed  bool
+	err     error                // guarded by mu: why accepting ended
+	silent  map[uint32][]*caller // guarded by mu: by uid, oldest first
+	total   int                  // guarded by mu: in silent
+	waiting int                  // guarded by mu: sorted, not yet accepted
+}
+
+// caller is a silent connection.
+type caller struct {
+	c      *net.UnixConn
+	uid    uint32
+	since  time.Time
+	doomed bool // guarded by mu: its deadline is the end of its grace
 }
 
 // Split serves gRPC and the raw channel on one socket: what begins like HTTP/2 or with MagicFramed comes out of grpc,
 // what begins with MagicRaw comes out of raw, and anything else is closed. It takes ownership of ln. Closing either
 // listener closes ln, both listeners and every connection that was not accepted from them, and returns when the
-// goroutines have ended. At the limit of open files callers are refused by closing them, not left hanging.
+// goroutines have ended. Both must be accepted from: what waits at one holds up the other. At the limit of open files
+// callers are refused by closing them, not left hanging.
 func Split(ln *net.UnixListener, o SplitOptions) (grpc, raw *Listener) {
 	if o.PeekTimeout <= 0 {
 		o.PeekTimeout = 10 * time.Second
 	}
-	if o.MaxUnfinished <= 0 {
-		o.MaxUnfinished = 32
+	if o.Grace <= 0 {
+		o.Grace = 100 * time.Millisecond
 	}
-	s := &splitter{ln: ln, o: o, done: make(chan struct{}), open: map[*net.UnixConn]struct{}{}, perUID: map[uint32]int{}}
+	o.Grace = min(o.Grace, o.PeekTimeout)
+	for v, std := range map[*int]int{&o.MaxSilent: 32, &o.MaxSilentTotal: 512, &o.MaxWaiting: 128} {
+		if *v <= 0 {
+			*v = std
+		}
+	}
+	s := &splitter{ln: ln, o: o, done: make(chan struct{}), silent: map[uint32][]*caller{}}
+	s.room.L = &s.mu
 	s.grpc = Listener{s, make(chan *net.UnixConn)}
 	s.raw = Listener{s, make(chan *net.UnixConn)}
 	spare, _ := os.Open(os.DevNull)
@@ -100,8 +122,11 @@ func (s *splitter) close(why error) error {
 	}
 	s.closed, s.err = true, why
 	close(s.done)
-	for c := range s.open {
-		c.Close()
+	s.room.Broadcast()
+	for _, list := range s.silent {
+		for _, k := range list {
+			k.c.Close()
+		}
 	}
 	return s.ln.Close()
 }
@@ -126,12 +151,19 @@ func (s *splitter) accept(spare *os.File) {
 		if full && spare != nil {
 			spare.Close()
 			s.ln.SetDeadline(time.Now().Add(time.Millisecond))
-			if c, err := s.ln.AcceptUnix(); err == nil {
+			c, err := s.ln.AcceptUnix()
+			s.ln.SetDeadline(time.Time{})
+			spare, _ = os.Open(os.DevNull)
+			if err == nil && spare != nil { // there is room again, perhaps since before this caller came
+				wait = 0
+				s.admit(c)
+				continue
+			}
+			if err == nil {
 				c.Close()
 			}
-			s.ln.SetDeadline(time.Time{})
 		}
-		if full {
+		if full && spare == nil {
 			spare, _ = os.Open(os.DevNull)
 		}
 		wait = min(max(2*wait, time.Millisecond), 50*time.Millisecond)
@@ -143,52 +175,150 @@ func (s *splitter) accept(spare *os.File) {
 	}
 }
 
-// admit counts c and starts to sort it, or closes it.
+// admit starts to sort c, and returns when there is room for another.
 func (s *splitter) admit(c *net.UnixConn) {
 	cred, err := peercred.Of(c)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil || s.closed || s.perUID[cred.UID] >= s.o.MaxUnfinished {
+	if err != nil {
 		c.Close()
 		return
 	}
-	s.open[c] = struct{}{}
-	s.perUID[cred.UID]++
-	s.wg.Add(1)
-	go s.sort(c, cred.UID)
-}
-
-// sort takes ownership of c and hands it to the listener its first bytes ask for.
-func (s *splitter) sort(c *net.UnixConn, uid uint32) {
-	defer s.wg.Done()
-	c.SetReadDeadline(time.Now().Add(s.o.PeekTimeout))
-	first, err := peek(c)
-	c.SetReadDeadline(time.Time{})
-	var to chan *net.UnixConn
-	if err == nil && first == MagicRaw {
-		to = s.raw.ch
-	} else if err == nil && (first == MagicFramed || first == preface) {
-		to = s.grpc.ch
-	}
-	s.mu.Lock()
-	delete(s.open, c) // from here on closed below
-	s.mu.Unlock()
-	if to != nil {
-		select {
-		case to <- c:
-			c = nil
-		case <-time.After(s.o.PeekTimeout):
-		case <-s.done:
-		}
-	}
-	if c != nil {
-		c.Close()
-	}
+	k := &caller{c: c, uid: cred.UID, since: time.Now()}
+	first, err := peekNow(c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.perUID[uid]--; s.perUID[uid] == 0 {
-		delete(s.perUID, uid)
+	if s.closed {
+		c.Close()
+		return
 	}
+	s.wg.Add(1)
+	if errors.Is(err, unix.EAGAIN) {
+		s.silent[k.uid] = append(s.silent[k.uid], k)
+		s.total++
+		c.SetReadDeadline(k.since.Add(s.o.PeekTimeout))
+		s.press(k.uid)
+		go s.sort(k)
+	} else {
+		s.waiting++
+		go s.pass(c, first)
+	}
+	for !s.closed && (s.total > s.o.MaxSilentTotal || s.waiting >= s.o.MaxWaiting) {
+		s.room.Wait()
+	}
+}
+
+// press dooms what is over a limit: it goes at the end of its grace, if it is silent and over a limit then. Called with
+// mu held.
+func (s *splitter) press(uid uint32) {
+	doom := func(list []*caller) {
+		for _, k := range list {
+			if !k.doomed {
+				k.doomed = true
+				k.c.SetReadDeadline(k.since.Add(s.o.Grace))
+			}
+		}
+	}
+	doom(s.over(uid))
+	if s.total > s.o.MaxSilentTotal {
+		doom(s.silent[s.heaviest()][:1])
+	}
+}
+
+// over returns the oldest of uid's silent connections, as many as are over its limit. Called with mu held.
+func (s *splitter) over(uid uint32) []*caller {
+	list := s.silent[uid]
+	return list[:max(0, len(list)-s.o.MaxSilent)]
+}
+
+// heaviest is the uid with most silent connections, so that a uid with few of them does not pay for another; of several
+// the one with the oldest connection. Called with mu held.
+func (s *splitter) heaviest() (uid uint32) {
+	var most []*caller
+	for u, list := range s.silent {
+		if len(list) > len(most) || len(list) == len(most) && list[0].since.Before(most[0].since) {
+			uid, most = u, list
+		}
+	}
+	return uid
+}
+
+// sort waits until k is silent no more, or its time is up.
+func (s *splitter) sort(k *caller) {
+	for {
+		first, err := peek(k.c)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			first, err = peekNow(k.c) // what came in time counts, though this goroutine was late to see it
+		}
+		s.mu.Lock()
+		if errors.Is(err, unix.EAGAIN) && s.pardon(k) {
+			s.mu.Unlock()
+			continue
+		}
+		list := s.silent[k.uid]
+		i := slices.Index(list, k)
+		if s.silent[k.uid] = slices.Delete(list, i, i+1); len(list) == 1 {
+			delete(s.silent, k.uid)
+		}
+		s.total--
+		s.waiting++ // until pass has looked at first
+		s.mu.Unlock()
+		s.room.Signal()
+		k.c.SetReadDeadline(time.Time{})
+		s.pass(k.c, first)
+		return
+	}
+}
+
+// pardon gives k the rest of its time if it is over no limit any more. Called with mu held.
+func (s *splitter) pardon(k *caller) bool {
+	end := k.since.Add(s.o.PeekTimeout)
+	if s.closed || !time.Now().Before(end) || slices.Contains(s.over(k.uid), k) ||
+		s.total > s.o.MaxSilentTotal && s.silent[s.heaviest()][0] == k {
+		return false
+	}
+	k.doomed = false
+	k.c.SetReadDeadline(end)
+	s.press(k.uid) // if another is the heaviest by now
+	return true
+}
+
+// pass takes ownership of c and hands it to the listener its first bytes ask for, however long that takes.
+func (s *splitter) pass(c *net.UnixConn, first string) {
+	defer s.wg.Done()
+	var to chan *net.UnixConn // nil: closed below
+	switch first {
+	case MagicRaw:
+		to = s.raw.ch
+	case MagicFramed, preface:
+		to = s.grpc.ch
+	}
+	if to == nil {
+		c.Close()
+	} else {
+		select {
+		case to <- c:
+		case <-s.done:
+			c.Close()
+		}
+	}
+	s.mu.Lock()
+	s.waiting--
+	s.mu.Unlock()
+	s.room.Signal()
+}
+
+// peekNow is peek without the wait: EAGAIN when it would have to.
+func peekNow(c *net.UnixConn) (string, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	var b [4]byte
+	var n int
+	var perr error
+	if err := raw.Control(func(fd uintptr) { n, perr = peekFD(fd, b[:]) }); err != nil {
+		return "", err
+	}
+	return peeked(b[:n], perr)
 }
 
 // peek waits for the first four bytes and leaves them in the socket, within c's read deadline. Fewer bytes that cannot
@@ -202,25 +332,37 @@ func peek(c *net.UnixConn) (string, error) {
 	var n int
 	var perr error
 	err = raw.Read(func(fd uintptr) bool {
-		for {
-			n, _, perr = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			switch {
-			case perr == unix.EINTR:
-			case perr == unix.EAGAIN || perr == nil && n > 0 && n < len(b):
-				return false // sleeps until more arrives: the poller is edge-triggered
-			default:
-				return true
-			}
-		}
+		n, perr = peekFD(fd, b[:])
+		return perr != unix.EAGAIN // else sleeps until more arrives: the poller is edge-triggered
 	})
 	if err == nil {
 		err = perr
 	}
-	if err == nil && n == 0 {
+	return peeked(b[:n], err)
+}
+
+// peekFD never gives fewer bytes than b holds, but 0 at the end of the stream or with an error.
+func peekFD(fd uintptr, b []byte) (int, error) {
+	for {
+		n, _, err := unix.Recvfrom(int(fd), b, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n > 0 && n < len(b):
+			return 0, unix.EAGAIN
+		default:
+			return n, nil
+		}
+	}
+}
+
+func peeked(b []byte, err error) (string, error) {
+	if err == nil && len(b) == 0 {
 		err = io.EOF
 	}
 	if err != nil {
 		return "", fmt.Errorf("wait for the first bytes: %w", err)
 	}
-	return string(b[:]), nil
+	return string(b), nil
 }

@@ -3,10 +3,13 @@ package fdpass
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -89,12 +92,12 @@ func TestSplitRefuses(t *testing.T) {
 	start := time.Now()
 	closed(t, call(t, addr, ""))
 	closed(t, call(t, addr, "PR"))
-	closed(t, call(t, addr, MagicRaw)) // and nobody accepts it
 	if d := time.Since(start); d > 3*time.Second {
 		t.Errorf("silent callers closed after %v", d)
 	}
 	gone := call(t, addr, "")
 	gone.Close()
+	waits := call(t, addr, MagicRaw) // until the listener closes
 	if err := g.Close(); err != nil {
 		t.Error(err)
 	}
@@ -103,48 +106,180 @@ func TestSplitRefuses(t *testing.T) {
 			t.Errorf("accept after close: %v, %v", c, err)
 		}
 	}
-	if len(raw.s.open) != 0 || len(raw.s.perUID) != 0 {
-		t.Errorf("left behind: %v, %v", raw.s.open, raw.s.perUID)
+	if len(raw.s.silent) != 0 || raw.s.total != 0 || raw.s.waiting != 0 {
+		t.Errorf("left behind: %v, %d, %d", raw.s.silent, raw.s.total, raw.s.waiting)
 	}
+	closed(t, waits)
 	if _, err := net.DialUnix("unix", nil, addr); err == nil {
 		t.Error("the socket still listens")
 	}
 }
 
-// 32 callers that say nothing are let in, the next are closed at once, and the place of one that spoke is free again.
-func TestSplitCapPerUID(t *testing.T) {
-	_, raw, addr := split(t, SplitOptions{PeekTimeout: time.Minute})
+// 500 callers of one uid are served beside 100 silent ones of it, of which the oldest go.
+func TestSplitBurst(t *testing.T) {
+	g, raw, addr := split(t, SplitOptions{PeekTimeout: time.Minute, Grace: 2 * time.Second, MaxSilentTotal: 1000})
 	var silent []*net.UnixConn
-	for range 32 {
+	for range 100 {
 		silent = append(silent, call(t, addr, ""))
 	}
-	unfinished := func() int {
-		raw.s.mu.Lock()
-		defer raw.s.mu.Unlock()
-		return raw.s.perUID[uint32(os.Getuid())]
+	const burst = 500
+	fail := make(chan error, burst)
+	var wrote sync.WaitGroup
+	for i := range burst {
+		wrote.Add(1)
+		go func() {
+			first := []string{MagicRaw, MagicFramed, "PRI * HTTP/2.0"}[i%3]
+			c, err := net.DialUnix("unix", nil, addr)
+			if err == nil {
+				defer c.Close()
+				_, err = c.Write([]byte(first))
+			}
+			wrote.Done()
+			if err == nil {
+				c.SetReadDeadline(time.Now().Add(30 * time.Second))
+				_, err = io.ReadFull(c, make([]byte, 2))
+			}
+			fail <- err
+		}()
 	}
-	eventually(t, "32 unfinished", func() bool { return unfinished() == 32 })
-	for range 10 {
-		closed(t, call(t, addr, MagicRaw))
+	wrote.Wait() // nobody accepts before: they wait and none is dropped
+	for _, l := range []*Listener{g, raw} {
+		go func() {
+			for {
+				c, err := l.AcceptUnix()
+				if err != nil {
+					return
+				}
+				c.Write([]byte("ok"))
+				c.Close()
+			}
+		}()
 	}
-	if _, err := silent[7].Write([]byte(MagicRaw)); err != nil {
-		t.Fatal(err)
+	for range burst {
+		if err := <-fail; err != nil {
+			t.Error(err)
+		}
 	}
-	c, err := raw.AcceptUnix()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	eventually(t, "31 unfinished", func() bool { return unfinished() == 31 })
-	call(t, addr, MagicRaw)
-	if c, err = raw.AcceptUnix(); err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	raw.Close() // with 31 silent ones
 	for i, c := range silent {
-		if i != 7 {
+		if i < 68 {
 			closed(t, c)
 		}
+	}
+	counts(t, raw, 32, 0)
+	raw.Close()
+	for _, c := range silent[68:] {
+		closed(t, c)
+	}
+}
+
+func counts(t *testing.T, l *Listener, silent, waiting int) {
+	t.Helper()
+	eventually(t, fmt.Sprint(silent, " silent, ", waiting, " waiting"), func() bool {
+		l.s.mu.Lock()
+		defer l.s.mu.Unlock()
+		return l.s.total == silent && l.s.waiting == waiting
+	})
+}
+
+// While as many wait as may, further callers stay in the kernel.
+func TestSplitWaiting(t *testing.T) {
+	_, raw, addr := split(t, SplitOptions{MaxWaiting: 3})
+	for range 10 {
+		call(t, addr, MagicRaw)
+	}
+	// A caller whose bytes came a moment after it counts as silent first, and joins those that wait later: three, and a few.
+	eventually(t, "some wait, and not all ten", func() bool {
+		raw.s.mu.Lock()
+		defer raw.s.mu.Unlock()
+		return raw.s.total == 0 && raw.s.waiting >= 3 && raw.s.waiting < 10
+	})
+	for range 10 {
+		c, err := raw.AcceptUnix()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+}
+
+// Over a limit, of one uid or of all, the oldest silent ones go; the others are served when they speak.
+func TestSplitEvicts(t *testing.T) {
+	for name, o := range map[string]SplitOptions{
+		"one uid": {MaxSilent: 4},
+		"total":   {MaxSilent: 100, MaxSilentTotal: 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o.PeekTimeout, o.Grace = time.Minute, time.Millisecond
+			_, raw, addr := split(t, o)
+			var cs []*net.UnixConn
+			for range 10 {
+				cs = append(cs, call(t, addr, ""))
+			}
+			for _, c := range cs[:6] {
+				closed(t, c)
+			}
+			for i, c := range cs[6:] {
+				if _, err := c.Write([]byte(MagicRaw)); err != nil {
+					t.Fatal(i, err)
+				}
+				s, err := raw.AcceptUnix()
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.Close()
+				counts(t, raw, 3-i, 0)
+			}
+		})
+	}
+}
+
+// Nobody goes within its grace, and a doomed one stays if its uid is not over the limit any more at the end of it.
+func TestSplitGrace(t *testing.T) {
+	_, raw, addr := split(t, SplitOptions{PeekTimeout: time.Minute, Grace: time.Minute - time.Second, MaxSilent: 2})
+	var cs []*net.UnixConn
+	for i := range 4 {
+		cs = append(cs, call(t, addr, ""))
+		counts(t, raw, i+1, 0)
+	}
+	speak := func(c *net.UnixConn) {
+		t.Helper()
+		if _, err := c.Write([]byte(MagicRaw)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := raw.AcceptUnix()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+	}
+	raw.s.mu.Lock()
+	list := slices.Clone(raw.s.silent[uint32(os.Getuid())])
+	for i, k := range list {
+		if k.doomed != (i < 2) {
+			t.Errorf("%d of 4 is doomed: %v", i, k.doomed)
+		}
+	}
+	raw.s.mu.Unlock()
+	speak(cs[3])
+	speak(cs[2])
+	counts(t, raw, 2, 0)
+	list[0].c.SetReadDeadline(time.Now()) // the end of its grace
+	eventually(t, "pardoned", func() bool {
+		raw.s.mu.Lock()
+		defer raw.s.mu.Unlock()
+		return !list[0].doomed
+	})
+	counts(t, raw, 2, 0)
+	speak(cs[0])
+	speak(cs[1])
+}
+
+// The total limit falls on the uid with most silent connections.
+func TestSplitHeaviest(t *testing.T) {
+	now := time.Now()
+	at := func(sec int) *caller { return &caller{since: now.Add(time.Duration(sec) * time.Second)} }
+	s := &splitter{silent: map[uint32][]*caller{1: {at(0)}, 2: {at(5), at(6)}, 3: {at(3), at(9)}}}
+	if uid := s.heaviest(); uid != 3 {
+		t.Errorf("uid %d, want 3", uid)
 	}
 }
