@@ -127,6 +127,16 @@ func TestRefused(t *testing.T) {
 			d.weights(shardA, list)
 			d.index(m)
 		}, zcerr.Invalid, []string{"is in DIR/" + shardA + " and in DIR/" + shardB}},
+		{"a tensor that the index leaves out", func(d modelDir) {
+			m := d.shard()
+			delete(m, "classifier.bias")
+			d.index(m)
+		}, zcerr.Invalid, []string{`tensor "classifier.bias" of shard model-0000`, "is not in " + indexF}},
+		{"a tensor that no shard has", func(d modelDir) {
+			m := d.shard()
+			m["classifier.basis"] = shardA
+			d.index(m)
+		}, zcerr.Invalid, []string{`tensor "classifier.basis" is not in shard ` + shardA}},
 		{"a missing shard", func(d modelDir) { d.index(d.shard()); d.remove(shardB) }, zcerr.Invalid, []string{"shard DIR/" + shardB + " is missing"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
