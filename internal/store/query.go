@@ -219,6 +219,11 @@ func (s *Store) untagLocked(m *model, tags []string) (Removed, error) {
 		s.models[m.name] = m
 		return Removed{}, err
 	}
+	for _, d := range gone {
+		if s.lost[d] != nil && !s.namedLocked(d) { // it was damaged: there is nothing to count
+			out.Versions = append(out.Versions, d)
+		}
+	}
 	counted := map[*segment]bool{}
 	for _, v := range s.releaseUnnamedLocked(gone) {
 		out.Versions = append(out.Versions, v.digest)
