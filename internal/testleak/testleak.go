@@ -94,8 +94,8 @@ func goroutines() []string {
 	var left []string
 	for _, g := range strings.Split(string(buf), "\n\n") {
 		if strings.Contains(g, "testleak.Run") || strings.Contains(g, "os/signal.") || strings.Contains(g, "runtime.ensureSigM") ||
-			strings.Contains(g, "testing.(*M)") || strings.Contains(g, "testing.tRunner.func") || strings.Contains(g, "gpu/cpu.") {
-			continue // gpu/cpu keeps its workers for the life of the process, by design
+			strings.Contains(g, "testing.(*M)") || strings.Contains(g, "testing.tRunner.func") {
+			continue
 		}
 		left = append(left, "goroutine: "+strings.ReplaceAll(g, "\n", "\n    "))
 	}
