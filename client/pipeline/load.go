@@ -337,24 +337,11 @@ func (s *source) Tensor(name string, want tensor.Shape) (tensor.View, tensor.Rol
 	if err != nil {
 		return tensor.View{}, 0, err
 	}
-	if want != nil && !fits(v.Shape, want) {
+	if want != nil && !v.Shape.Fits(want) {
 		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s: %s wants tensor %s %v, stored is %v %v", s.Path(), s.n.Impl(), name, want, v.DType, v.Shape).
 			WithHint("the config and the weights are of different models: zcctl show %s", s.l.m.Ref())
 	}
 	return v, r.Role, nil
-}
-
-// fits reports whether a shape is the one wanted; -1 takes any size.
-func fits(got, want tensor.Shape) bool {
-	if len(got) != len(want) {
-		return false
-	}
-	for i := range got {
-		if want[i] >= 0 && got[i] != want[i] {
-			return false
-		}
-	}
-	return true
 }
 
 func some(names []string) string {

@@ -79,11 +79,7 @@ func (s *draftSource) Tensor(name string, want tensor.Shape) (tensor.View, tenso
 		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s: tensor %q %v is missing", s.Path(), name, want)
 	}
 	got := st.entry.Shape
-	fits := len(got) == len(want)
-	for i := 0; fits && i < len(want); i++ {
-		fits = want[i] < 0 || want[i] == got[i]
-	}
-	if want != nil && !fits {
+	if want != nil && !got.Fits(want) {
 		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s is %v %v, config.json asks for %v", name, st.entry.DType, got, want)
 	}
 	v, err := tensor.New(st.entry.DType, st.entry.Shape, s.zeros[:st.entry.SizeBytes()])

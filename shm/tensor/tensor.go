@@ -128,6 +128,19 @@ func (s Shape) Equal(o Shape) bool {
 	return true
 }
 
+// Fits reports whether s is the shape wanted, where -1 in want takes any size.
+func (s Shape) Fits(want Shape) bool {
+	if len(s) != len(want) {
+		return false
+	}
+	for i := range s {
+		if want[i] >= 0 && s[i] != want[i] {
+			return false
+		}
+	}
+	return true
+}
+
 // String writes a shape as [2,3].
 func (s Shape) String() string {
 	b := []byte{'['}

@@ -79,3 +79,22 @@ func TestCastsShareMemory(t *testing.T) {
 		t.Error("a short view was made")
 	}
 }
+
+func TestFits(t *testing.T) {
+	for _, tt := range []struct {
+		got, want Shape
+		fits      bool
+	}{
+		{Shape{2, 3}, Shape{2, 3}, true},
+		{Shape{2, 3}, Shape{-1, 3}, true},
+		{Shape{2, 3}, Shape{2, 4}, false},
+		{Shape{2, 3}, Shape{2}, false},
+		{Shape{}, Shape{}, true},
+		{Shape{0}, Shape{0}, true},
+		{Shape{1}, Shape{0}, false},
+	} {
+		if tt.got.Fits(tt.want) != tt.fits {
+			t.Errorf("%v fits %v: %v", tt.got, tt.want, !tt.fits)
+		}
+	}
+}
