@@ -155,11 +155,9 @@ func (p *Put) reserve() error {
 		return err
 	}
 	if p.w, err = p.s.dir.Create(lay.size); err != nil {
-		var full *shm.NoSpaceError
-		if errors.As(err, &full) {
-			return p.s.noSpace(full.Need, full.Have)
-		}
-		return err
+		p.s.mu.Lock()
+		defer p.s.mu.Unlock()
+		return p.s.explainLocked(err)
 	}
 	_, err = p.w.WriteAt(lay.header, 0)
 	return err
@@ -448,11 +446,7 @@ func (p *Put) publishSegment() (*segment, []byte, error) {
 func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, error) {
 	w, err := p.s.dir.Create(int64(len(encoded)))
 	if err != nil {
-		var full *shm.NoSpaceError
-		if errors.As(err, &full) {
-			return nil, noSpace(full.Need, full.Have, p.s.heldBytesLocked())
-		}
-		return nil, err
+		return nil, p.s.explainLocked(err)
 	}
 	defer w.Abort()
 	name := tableFile(p.digest)

@@ -449,13 +449,18 @@ func (s *Store) writeCatalogLocked() error {
 		return err
 	}
 	if err := s.dir.ReplaceFile(catalogFile, b); err != nil {
-		var full *shm.NoSpaceError
-		if errors.As(err, &full) {
-			return noSpace(full.Need, full.Have, s.heldBytesLocked())
-		}
-		return fmt.Errorf("write catalog: %w", err)
+		return s.explainLocked(fmt.Errorf("write catalog: %w", err))
 	}
 	return nil
+}
+
+// explainLocked turns a full file system into what a client can act on; other errors stay as they are.
+func (s *Store) explainLocked(err error) error {
+	var full *shm.NoSpaceError
+	if errors.As(err, &full) {
+		return noSpace(full.Need, full.Have, s.heldBytesLocked())
+	}
+	return err
 }
 
 func (s *Store) noSpace(need, have uint64) error {
