@@ -48,12 +48,16 @@ type Dir struct {
 // OpenDir opens a directory of segments, making it (0700) when it is missing. It refuses a symbolic link, a directory of
 // another uid, one that others may enter, and, unless anyFS, one that is not on a tmpfs.
 func OpenDir(path string, anyFS bool) (*Dir, error) {
-	err := os.Mkdir(path, 0o700)
+	err := call("mkdir", func() error { return os.Mkdir(path, 0o700) })
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("make segment directory: %w", err)
 	}
 	made := err == nil
-	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	var fd int
+	err = call("open-dir", func() (err error) {
+		fd, err = unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open segment directory %s: %w", path, err)
 	}
@@ -105,7 +109,7 @@ func (d *Dir) Close() error { return errors.Join(d.root.Close(), d.f.Close()) }
 // Space is the size and the free bytes of the file system, as the kernel counts them for this process.
 func (d *Dir) Space() (size, free uint64, err error) {
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(d.f.Fd()), &fs); err != nil {
+	if err := call("statfs", func() error { return unix.Fstatfs(int(d.f.Fd()), &fs) }); err != nil {
 		return 0, 0, fmt.Errorf("statfs: %w", err)
 	}
 	return fs.Blocks * uint64(fs.Bsize), fs.Bavail * uint64(fs.Bsize), nil
@@ -114,11 +118,15 @@ func (d *Dir) Space() (size, free uint64, err error) {
 // Lock takes the directory's lock for this process, without waiting. The lock goes with the returned file.
 // When another process has it, the error is unix.EWOULDBLOCK and holder is what that process wrote into the lock file.
 func (d *Dir) Lock(note string) (lock *os.File, holder string, err error) {
-	f, err := d.root.OpenFile("lock", os.O_RDWR|os.O_CREATE, 0o600)
+	var f *os.File
+	err = call("open-lock", func() (err error) {
+		f, err = d.root.OpenFile("lock", os.O_RDWR|os.O_CREATE, 0o600)
+		return err
+	})
 	if err != nil {
 		return nil, "", fmt.Errorf("open lock: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := call("flock", func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
 		b, _ := io.ReadAll(io.LimitReader(f, 256))
 		f.Close()
 		return nil, strings.TrimSpace(string(b)), err
@@ -131,7 +139,7 @@ func (d *Dir) Lock(note string) (lock *os.File, holder string, err error) {
 }
 
 func writeAt(f *os.File, s string) error {
-	_, err := f.WriteAt([]byte(s), 0)
+	_, err := writeStep([]byte(s), func(p []byte) (int, error) { return f.WriteAt(p, 0) })
 	return err
 }
 
@@ -143,12 +151,17 @@ func (d *Dir) Gone() bool {
 
 // Names lists the files of the directory, unsorted.
 func (d *Dir) Names() ([]string, error) {
-	f, err := d.root.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Readdirnames(-1)
+	var names []string
+	err := call("readdir", func() error {
+		f, err := d.root.Open(".")
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		names, err = f.Readdirnames(-1)
+		return err
+	})
+	return names, err
 }
 
 // Open opens a published file for reading. A name that is a link or no regular file is refused. The caller owns the file.
@@ -156,7 +169,11 @@ func (d *Dir) Open(name string) (*os.File, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	fd, err := unix.Openat(int(d.f.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	var fd int
+	err := call("open", func() (err error) {
+		fd, err = unix.Openat(int(d.f.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		return err
+	})
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
@@ -177,7 +194,7 @@ func (d *Dir) Remove(name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	if err := d.root.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := call("unlink", func() error { return d.root.Remove(name) }); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -192,15 +209,19 @@ func (d *Dir) ReplaceFile(name string, b []byte) error {
 	if err := d.root.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	f, err := d.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	var f *os.File
+	err := call("create-new", func() (err error) {
+		f, err = d.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	if _, err = f.Write(b); err == nil {
-		err = f.Sync()
+	if _, err = writeStep(b, f.Write); err == nil {
+		err = call("fsync", f.Sync)
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = d.root.Rename(tmp, name)
+		err = call("rename", func() error { return d.root.Rename(tmp, name) })
 	}
 	if err != nil {
 		d.root.Remove(tmp)
@@ -233,17 +254,16 @@ func (d *Dir) Create(size int64) (*Writer, error) {
 	if size <= 0 {
 		return nil, fmt.Errorf("a segment of %d bytes cannot be made", size)
 	}
-	fd, err := unix.Openat(int(d.f.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o400)
+	var fd int
+	err := call("create", func() (err error) {
+		fd, err = unix.Openat(int(d.f.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o400)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("create segment: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "unpublished segment")
-	for {
-		err = unix.Fallocate(fd, 0, 0, size)
-		if err != unix.EINTR {
-			break
-		}
-	}
+	err = call("fallocate", func() error { return unix.Fallocate(fd, 0, 0, size) })
 	if err != nil {
 		f.Close()
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
@@ -260,21 +280,25 @@ func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > w.size || int64(len(p)) > w.size-off {
 		return 0, fmt.Errorf("write of %d bytes at %d leaves the segment of %d", len(p), off, w.size)
 	}
-	return w.f.WriteAt(p, off)
+	return writeStep(p, func(p []byte) (int, error) { return w.f.WriteAt(p, off) })
 }
 
 // ReadAt reads back what was written.
-func (w *Writer) ReadAt(p []byte, off int64) (int, error) { return w.f.ReadAt(p, off) }
+func (w *Writer) ReadAt(p []byte, off int64) (int, error) {
+	return readStep(p, func(p []byte) (int, error) { return w.f.ReadAt(p, off) })
+}
 
 // Publish makes the segment read-only and gives it its name, which must be free. It ends the writer, even on error.
 func (w *Writer) Publish(name string) error {
 	err := checkName(name)
 	if err == nil {
-		err = w.f.Chmod(0o400)
+		err = call("chmod", func() error { return w.f.Chmod(0o400) })
 	}
 	if err == nil {
 		from := fmt.Sprintf("/proc/self/fd/%d", w.f.Fd())
-		err = unix.Linkat(unix.AT_FDCWD, from, int(w.dir.f.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+		err = call("link", func() error {
+			return unix.Linkat(unix.AT_FDCWD, from, int(w.dir.f.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+		})
 	}
 	if cerr := w.close(); err == nil {
 		err = cerr
@@ -303,7 +327,7 @@ type Usage struct {
 // UsageOf reads a file's usage.
 func UsageOf(f *os.File) (Usage, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err := call("stat", func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {
 		return Usage{}, fmt.Errorf("stat: %w", err)
 	}
 	return Usage{Inode: st.Ino, Size: uint64(st.Size), Blocks: uint64(st.Blocks) * 512}, nil

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
@@ -379,6 +380,7 @@ func (p *Put) Commit() (*PutResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Reached("put.segment-published")
 	s := p.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -395,6 +397,7 @@ func (p *Put) Commit() (*PutResult, error) {
 		if fresh != nil {
 			res.Written += fresh.use.Blocks
 		}
+		failpoint.Reached("put.table-published")
 		v.created = now()
 		s.addVersionLocked(v)
 		if err = s.nameLocked(p.ref, p.digest, p.replace); err != nil {
@@ -410,6 +413,7 @@ func (p *Put) Commit() (*PutResult, error) {
 		return nil, err
 	}
 	res.Version = s.infoLocked(p.ref.Name, v)
+	failpoint.Reached("put.committed")
 	return res, nil
 }
 
@@ -511,6 +515,7 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 		}
 		return err
 	}
+	failpoint.Reached("tag.named")
 	s.releaseUnnamedLocked(gone)
 	return nil
 }

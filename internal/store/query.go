@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -219,6 +220,7 @@ func (s *Store) untagLocked(m *model, tags []string) (Removed, error) {
 		s.models[m.name] = m
 		return Removed{}, err
 	}
+	failpoint.Reached("remove.unnamed")
 	for _, d := range gone {
 		if s.lost[d] != nil && !s.namedLocked(d) { // it was damaged: there is nothing to count
 			out.Versions = append(out.Versions, d)

@@ -34,6 +34,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
@@ -305,7 +306,11 @@ func (s *Store) readCatalog() (*catalogJSON, error) {
 		return nil, fmt.Errorf("read catalog: %w", err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 256<<20))
+	err = failpoint.Step("read-catalog")
+	var b []byte
+	if err == nil {
+		b, err = io.ReadAll(io.LimitReader(f, 256<<20))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read catalog: %w", err)
 	}
