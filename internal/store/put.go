@@ -1,20 +1,10 @@
 package store
 
 import (
-	"bufio"
-	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
-	"hash"
-	"io"
-	"os"
-	"runtime"
 	"sync"
-	"time"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
-	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/table"
@@ -77,67 +67,6 @@ func (s *Store) BeginPut(target string, replace bool, encoded []byte) (*Put, err
 	return p, nil
 }
 
-// plan opens the put and decides which tensors are taken from other versions, whose segments it pins.
-func (p *Put) plan() error {
-	s := p.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.checkTargetLocked(p.ref, p.digest, p.replace); err != nil {
-		return err
-	}
-	if s.openPuts >= s.opt.MaxPuts {
-		return zcerr.New(zcerr.Limit, "%d puts are open, the limit is %d", s.openPuts, s.opt.MaxPuts).WithHint("wait for one to end, or start the daemon with a larger --max-puts")
-	}
-	s.openPuts++
-	if s.versions[p.digest] != nil {
-		p.existed = true
-		return nil
-	}
-	p.shareLocked()
-	return nil
-}
-
-// checkTargetLocked refuses an explicit tag that points at other bytes.
-func (s *Store) checkTargetLocked(r ref.Ref, d manifest.Digest, replace bool) error {
-	if r.Tag == "" || replace {
-		return nil
-	}
-	m := s.models[r.Name]
-	if m == nil {
-		return nil
-	}
-	if old, ok := m.tags[r.Tag]; ok && old != d {
-		return zcerr.New(zcerr.Conflict, "%s:%s points at %s already, not at %s", r.Name, r.Tag, old.Short(), d.Short()).
-			WithHint("move the tag with --replace; a put to the bare name %s makes a new version beside it", r.Name)
-	}
-	return nil
-}
-
-// shareLocked takes what other versions have, and lists what is wanted.
-func (p *Put) shareLocked() {
-	reuse := p.chooseSegmentsLocked()
-	index := map[*segment]int{}
-	p.locs = make([]table.Location, len(p.man.Tensors))
-	for i := range p.man.Tensors {
-		t := &p.man.Tensors[i]
-		size := uint64(t.Bytes())
-		if at, ok := p.s.content[t.SHA256]; ok && size >= dedupBytes && reuse[at.seg] {
-			k, ok := index[at.seg]
-			if !ok {
-				k = len(p.segs)
-				index[at.seg] = k
-				p.segs = append(p.segs, at.seg)
-				at.seg.pins++
-			}
-			p.locs[i] = table.Location{Segment: k, Offset: at.offset}
-			p.sharedBytes += size
-			continue
-		}
-		p.wanted = append(p.wanted, i)
-		p.wantedBytes += size
-	}
-}
-
 // reserve lays out the new segment and allocates every page of it. Large ones take a while, so no lock is held.
 func (p *Put) reserve() error {
 	if len(p.wanted) == 0 {
@@ -164,91 +93,6 @@ func (p *Put) reserve() error {
 	return err
 }
 
-// chooseSegmentsLocked picks the segments to share with other versions: those with the most bytes in common, few enough
-// for a worker to map, and none of which most is dead.
-func (p *Put) chooseSegmentsLocked() map[*segment]bool {
-	common := map[*segment]uint64{}
-	for i := range p.man.Tensors {
-		t := &p.man.Tensors[i]
-		if size := uint64(t.Bytes()); size >= dedupBytes {
-			if at, ok := p.s.content[t.SHA256]; ok {
-				common[at.seg] += size
-			}
-		}
-	}
-	live := map[*segment]uint64{} // most bytes that any one version uses: a lower bound
-	for _, v := range p.s.versions {
-		for k, sg := range v.segs {
-			live[sg] = max(live[sg], v.used[k])
-		}
-	}
-	chosen := map[*segment]bool{}
-	for len(chosen) < maxSegments-1 {
-		var best *segment
-		for sg, n := range common {
-			if max(live[sg], n) < sg.use.Size/2 || chosen[sg] {
-				continue
-			}
-			if best == nil || n > common[best] || (n == common[best] && sg.id < best.id) {
-				best = sg
-			}
-		}
-		if best == nil {
-			break
-		}
-		chosen[best] = true
-	}
-	return chosen
-}
-
-// admit refuses what would not fit before anything is allocated, and reserves it of the budget.
-func (p *Put) admit(need uint64) error {
-	s := p.s
-	_, free, err := s.dir.Space()
-	if err != nil {
-		return err
-	}
-	if need > free {
-		return s.noSpace(need, free)
-	}
-	// A tmpfs may be larger than the memory that is left; filling it then ends in an out-of-memory kill, not in an error.
-	if avail, ok := s.memAvailable(); ok && need+reserveBytes > avail {
-		return s.noSpace(need, avail-min(avail, reserveBytes))
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if max := s.opt.MaxBytes; max > 0 {
-		// What deleted versions still pin counts, too: it is memory that the budget was given for.
-		used := s.usedBytesLocked() + s.heldBytesLocked() + s.reserved
-		if used+need > max {
-			return zcerr.New(zcerr.NoSpace, "%s needed, %s left of the budget of %s", units.Bytes(need), units.Bytes(max-min(used, max)), units.Bytes(max)).
-				WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), see who holds deleted ones ('zcctl ls --all', 'zcctl ps'), or start the daemon with a larger --max-bytes")
-		}
-	}
-	p.reserved = need
-	s.reserved += need
-	return nil
-}
-
-// reserveBytes of available memory are left to everybody else.
-const reserveBytes = 256 << 20
-
-func memAvailable() (uint64, bool) {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, false
-	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		var kb uint64
-		if n, _ := fmt.Sscanf(sc.Text(), "MemAvailable: %d kB", &kb); n == 1 {
-			return kb << 10, true
-		}
-	}
-	return 0, false
-}
-
 // Existed reports that the version is stored already, so that Commit only names it.
 func (p *Put) Existed() bool { return p.existed }
 
@@ -266,108 +110,6 @@ func (p *Put) SharedBytes() uint64 { return p.sharedBytes }
 
 // Rows is the number of tensor rows.
 func (p *Put) Rows() int { return len(p.man.Tensors) }
-
-const chunkBytes = 1 << 20
-
-// chunk is a piece of one row on its way to a hashing goroutine.
-type chunk struct {
-	row   int
-	first bool // of its row
-	last  bool
-	off   int64 // in the segment
-	buf   *[]byte
-	n     int
-}
-
-// Fill reads the bytes of the wanted rows from r, in order and without framing, writes them into the segment and hashes
-// them while they are hot. It reads exactly WantedBytes. Errors: Corrupt when a row's bytes do not have its SHA-256, Invalid
-// when r ends early.
-func (p *Put) Fill(ctx context.Context, r io.Reader) error {
-	if p.existed || p.filled {
-		return nil
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	workers := max(1, runtime.GOMAXPROCS(0))
-	bufs := sync.Pool{New: func() any { b := make([]byte, chunkBytes); return &b }}
-	queues := make([]chan chunk, workers)
-	var wg sync.WaitGroup
-	for i := range queues {
-		queues[i] = make(chan chunk, 4)
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			p.drain(queues[i], &bufs, cancel)
-		}()
-	}
-	err := p.readRows(ctx, bufio.NewReaderSize(r, chunkBytes), queues, &bufs)
-	for _, q := range queues {
-		close(q)
-	}
-	wg.Wait()
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
-	if err != nil {
-		return err
-	}
-	p.filled = true
-	return nil
-}
-
-// readRows deals the rows to the queues in turn, so that several are hashed at a time.
-func (p *Put) readRows(ctx context.Context, r io.Reader, queues []chan chunk, bufs *sync.Pool) error {
-	for i, row := range p.wanted {
-		size := int64(p.man.Tensors[row].Bytes())
-		q := queues[i%len(queues)]
-		for done := int64(0); ; {
-			n := int(min(chunkBytes, size-done))
-			buf := bufs.Get().(*[]byte)
-			if _, err := io.ReadFull(r, (*buf)[:n]); err != nil {
-				if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-					return zcerr.New(zcerr.Invalid, "the bytes end inside tensor %q: %w", p.man.Tensors[row].Names[0], err)
-				}
-				return err
-			}
-			c := chunk{row: row, first: done == 0, last: done+int64(n) == size, off: p.lay.offset[row] + done, buf: buf, n: n}
-			select {
-			case q <- c:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-			if done += int64(n); done == size {
-				break
-			}
-		}
-	}
-	return nil
-}
-
-// drain writes and hashes the chunks of one queue.
-func (p *Put) drain(q <-chan chunk, bufs *sync.Pool, fail context.CancelCauseFunc) {
-	var h hash.Hash
-	for c := range q {
-		if c.first {
-			h = sha256.New()
-		}
-		b := (*c.buf)[:c.n]
-		if _, err := p.w.WriteAt(b, c.off); err != nil {
-			fail(err)
-		}
-		h.Write(b)
-		bufs.Put(c.buf)
-		if !c.last {
-			continue
-		}
-		t := &p.man.Tensors[c.row]
-		var sum manifest.Digest
-		h.Sum(sum[:0])
-		if sum != t.SHA256 {
-			fail(zcerr.New(zcerr.Corrupt, "tensor %q arrived with %s, the manifest says %s", t.Names[0], sum.Short(), t.SHA256.Short()).
-				WithHint("the source changed while it was read; put it again"))
-		}
-	}
-}
 
 // Commit publishes the version and names it. Afterwards it is there whole, whatever happens to the daemon.
 // Errors: as BeginPut; Invalid when bytes are missing.
@@ -477,88 +219,6 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 		segs = append(segs, fresh)
 	}
 	return newVersion(p.man, p.digest, use, segs, p.locs), nil
-}
-
-// nameLocked points the tags of a reference at a digest and writes the catalog. On error nothing has changed.
-func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
-	if err := s.checkTargetLocked(r, d, replace); err != nil {
-		return err
-	}
-	m := s.models[r.Name]
-	isNew := m == nil
-	if isNew {
-		m = &model{name: r.Name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, next: 1}
-		s.models[r.Name] = m
-	}
-	before := m.clone()
-	if r.Tag != "" {
-		m.tags[r.Tag] = d
-	} else {
-		m.tags[ref.Latest] = d
-		if !m.hasAuto(d) {
-			for m.tags[m.auto()] != (manifest.Digest{}) {
-				m.next++
-			}
-			m.tags[m.auto()] = d
-			m.next++
-		}
-	}
-	if _, ok := m.created[d]; !ok {
-		m.created[d] = now()
-	}
-	gone := m.pruneCreated()
-	if err := s.writeCatalogLocked(); err != nil {
-		if isNew {
-			delete(s.models, r.Name)
-		} else {
-			*m = *before
-		}
-		return err
-	}
-	failpoint.Reached("tag.named")
-	s.releaseUnnamedLocked(gone)
-	return nil
-}
-
-// now is the wall clock to the millisecond, as the catalog has it.
-func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
-
-func (m *model) auto() string { return fmt.Sprintf("v%d", m.next) }
-
-func (m *model) hasAuto(d manifest.Digest) bool {
-	for tag, got := range m.tags {
-		if _, ok := autoNumber(tag); ok && got == d {
-			return true
-		}
-	}
-	return false
-}
-
-func (m *model) clone() *model {
-	c := &model{name: m.name, next: m.next, tags: make(map[string]manifest.Digest, len(m.tags)), created: make(map[manifest.Digest]time.Time, len(m.created))}
-	for k, v := range m.tags {
-		c.tags[k] = v
-	}
-	for k, v := range m.created {
-		c.created[k] = v
-	}
-	return c
-}
-
-// pruneCreated forgets digests that no tag of the model names any more, and lists them.
-func (m *model) pruneCreated() []manifest.Digest {
-	named := map[manifest.Digest]bool{}
-	for _, d := range m.tags {
-		named[d] = true
-	}
-	var gone []manifest.Digest
-	for d := range m.created {
-		if !named[d] {
-			delete(m.created, d)
-			gone = append(gone, d)
-		}
-	}
-	return gone
 }
 
 // Abort gives everything back that the put reserved. After Commit it does nothing.

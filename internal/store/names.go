@@ -1,0 +1,92 @@
+package store
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/ref"
+)
+
+// nameLocked points the tags of a reference at a digest and writes the catalog. On error nothing has changed.
+func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
+	if err := s.checkTargetLocked(r, d, replace); err != nil {
+		return err
+	}
+	m := s.models[r.Name]
+	isNew := m == nil
+	if isNew {
+		m = &model{name: r.Name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, next: 1}
+		s.models[r.Name] = m
+	}
+	before := m.clone()
+	if r.Tag != "" {
+		m.tags[r.Tag] = d
+	} else {
+		m.tags[ref.Latest] = d
+		if !m.hasAuto(d) {
+			for m.tags[m.auto()] != (manifest.Digest{}) {
+				m.next++
+			}
+			m.tags[m.auto()] = d
+			m.next++
+		}
+	}
+	if _, ok := m.created[d]; !ok {
+		m.created[d] = now()
+	}
+	gone := m.pruneCreated()
+	if err := s.writeCatalogLocked(); err != nil {
+		if isNew {
+			delete(s.models, r.Name)
+		} else {
+			*m = *before
+		}
+		return err
+	}
+	failpoint.Reached("tag.named")
+	s.releaseUnnamedLocked(gone)
+	return nil
+}
+
+// now is the wall clock to the millisecond, as the catalog has it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+
+func (m *model) auto() string { return fmt.Sprintf("v%d", m.next) }
+
+func (m *model) hasAuto(d manifest.Digest) bool {
+	for tag, got := range m.tags {
+		if _, ok := autoNumber(tag); ok && got == d {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) clone() *model {
+	c := &model{name: m.name, next: m.next, tags: make(map[string]manifest.Digest, len(m.tags)), created: make(map[manifest.Digest]time.Time, len(m.created))}
+	for k, v := range m.tags {
+		c.tags[k] = v
+	}
+	for k, v := range m.created {
+		c.created[k] = v
+	}
+	return c
+}
+
+// pruneCreated forgets digests that no tag of the model names any more, and lists them.
+func (m *model) pruneCreated() []manifest.Digest {
+	named := map[manifest.Digest]bool{}
+	for _, d := range m.tags {
+		named[d] = true
+	}
+	var gone []manifest.Digest
+	for d := range m.created {
+		if !named[d] {
+			delete(m.created, d)
+			gone = append(gone, d)
+		}
+	}
+	return gone
+}

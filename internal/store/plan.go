@@ -1,0 +1,106 @@
+package store
+
+import (
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/ref"
+	"github.com/zcstore/zcstore/models/table"
+	"github.com/zcstore/zcstore/proto/zcerr"
+)
+
+// plan opens the put and decides which tensors are taken from other versions, whose segments it pins.
+func (p *Put) plan() error {
+	s := p.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.checkTargetLocked(p.ref, p.digest, p.replace); err != nil {
+		return err
+	}
+	if s.openPuts >= s.opt.MaxPuts {
+		return zcerr.New(zcerr.Limit, "%d puts are open, the limit is %d", s.openPuts, s.opt.MaxPuts).WithHint("wait for one to end, or start the daemon with a larger --max-puts")
+	}
+	s.openPuts++
+	if s.versions[p.digest] != nil {
+		p.existed = true
+		return nil
+	}
+	p.shareLocked()
+	return nil
+}
+
+// checkTargetLocked refuses an explicit tag that points at other bytes.
+func (s *Store) checkTargetLocked(r ref.Ref, d manifest.Digest, replace bool) error {
+	if r.Tag == "" || replace {
+		return nil
+	}
+	m := s.models[r.Name]
+	if m == nil {
+		return nil
+	}
+	if old, ok := m.tags[r.Tag]; ok && old != d {
+		return zcerr.New(zcerr.Conflict, "%s:%s points at %s already, not at %s", r.Name, r.Tag, old.Short(), d.Short()).
+			WithHint("move the tag with --replace; a put to the bare name %s makes a new version beside it", r.Name)
+	}
+	return nil
+}
+
+// shareLocked takes what other versions have, and lists what is wanted.
+func (p *Put) shareLocked() {
+	reuse := p.chooseSegmentsLocked()
+	index := map[*segment]int{}
+	p.locs = make([]table.Location, len(p.man.Tensors))
+	for i := range p.man.Tensors {
+		t := &p.man.Tensors[i]
+		size := uint64(t.Bytes())
+		if at, ok := p.s.content[t.SHA256]; ok && size >= dedupBytes && reuse[at.seg] {
+			k, ok := index[at.seg]
+			if !ok {
+				k = len(p.segs)
+				index[at.seg] = k
+				p.segs = append(p.segs, at.seg)
+				at.seg.pins++
+			}
+			p.locs[i] = table.Location{Segment: k, Offset: at.offset}
+			p.sharedBytes += size
+			continue
+		}
+		p.wanted = append(p.wanted, i)
+		p.wantedBytes += size
+	}
+}
+
+// chooseSegmentsLocked picks the segments to share with other versions: those with the most bytes in common, few enough
+// for a worker to map, and none of which most is dead.
+func (p *Put) chooseSegmentsLocked() map[*segment]bool {
+	common := map[*segment]uint64{}
+	for i := range p.man.Tensors {
+		t := &p.man.Tensors[i]
+		if size := uint64(t.Bytes()); size >= dedupBytes {
+			if at, ok := p.s.content[t.SHA256]; ok {
+				common[at.seg] += size
+			}
+		}
+	}
+	live := map[*segment]uint64{} // most bytes that any one version uses: a lower bound
+	for _, v := range p.s.versions {
+		for k, sg := range v.segs {
+			live[sg] = max(live[sg], v.used[k])
+		}
+	}
+	chosen := map[*segment]bool{}
+	for len(chosen) < maxSegments-1 {
+		var best *segment
+		for sg, n := range common {
+			if max(live[sg], n) < sg.use.Size/2 || chosen[sg] {
+				continue
+			}
+			if best == nil || n > common[best] || (n == common[best] && sg.id < best.id) {
+				best = sg
+			}
+		}
+		if best == nil {
+			break
+		}
+		chosen[best] = true
+	}
+	return chosen
+}
