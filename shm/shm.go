@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -38,12 +39,14 @@ func (e *NoSpaceError) Error() string {
 	return fmt.Sprintf("%d bytes needed, %d free in shared memory", e.Need, e.Have)
 }
 
-// Dir is a directory of segments. It is safe for concurrent use.
+// Dir is a directory of segments: the shm backing. It is safe for concurrent use.
 type Dir struct {
 	path string
 	root *os.Root
 	f    *os.File // the directory itself, for *at calls
 }
+
+var _ Backing = (*Dir)(nil)
 
 // OpenDir opens a directory of segments, making it (0700) when it is missing. It refuses a symbolic link, a directory of
 // another uid, one that others may enter, and, unless anyFS, one that is not on a tmpfs.
@@ -106,13 +109,68 @@ func (d *Dir) Path() string { return d.path }
 // Close lets go of the directory. Segments and mappings stay.
 func (d *Dir) Close() error { return errors.Join(d.root.Close(), d.f.Close()) }
 
-// Space is the size and the free bytes of the file system, as the kernel counts them for this process.
-func (d *Dir) Space() (size, free uint64, err error) {
+// Kind is KindShm.
+func (d *Dir) Kind() string { return KindShm }
+
+// Space is the room of the file system.
+func (d *Dir) Space() (Space, error) {
 	var fs unix.Statfs_t
 	if err := call("statfs", func() error { return unix.Fstatfs(int(d.f.Fd()), &fs) }); err != nil {
-		return 0, 0, fmt.Errorf("statfs: %w", err)
+		return Space{}, fmt.Errorf("statfs: %w", err)
 	}
-	return fs.Blocks * uint64(fs.Bsize), fs.Bavail * uint64(fs.Bsize), nil
+	block := uint64(fs.Bsize)
+	s := Space{Size: fs.Blocks * block, Free: fs.Bavail * block, Taken: (fs.Blocks - fs.Bfree) * block}
+	names, err := d.Names()
+	if err != nil {
+		return Space{}, fmt.Errorf("list segments: %w", err)
+	}
+	for _, n := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(d.f.Fd()), n, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil { // else it has just gone
+			s.Linked += uint64(st.Blocks) * 512
+		}
+	}
+	return s, nil
+}
+
+// free is for errors: zero when it cannot be told.
+func (d *Dir) free() uint64 {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(int(d.f.Fd()), &fs) != nil {
+		return 0
+	}
+	return fs.Bavail * uint64(fs.Bsize)
+}
+
+// Guarantee is that of a plain tmpfs file: it cannot be sealed.
+func (d *Dir) Guarantee() Guarantee {
+	return Guarantee{OtherUIDs: ReachNever, SameUID: ReachByFD, Root: ReachByFD, SurvivesRestart: true}
+}
+
+// Destroy removes the directory when it has nothing but expendable files.
+func (d *Dir) Destroy(expendable ...string) error {
+	names, err := d.Names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if !slices.Contains(expendable, n) {
+			return nil
+		}
+	}
+	for _, n := range names {
+		if err := d.Remove(n); err != nil {
+			return err
+		}
+	}
+	// Where somebody else made the directory (a mount, a parent that is not ours) it is not ours to remove.
+	err = os.Remove(d.path)
+	for _, fine := range []error{os.ErrNotExist, unix.EBUSY, unix.EACCES, unix.EPERM, unix.EROFS} {
+		if errors.Is(err, fine) {
+			return nil
+		}
+	}
+	return err
 }
 
 // Lock takes the directory's lock for this process, without waiting. The lock goes with the returned file.
@@ -226,8 +284,7 @@ func (d *Dir) ReplaceFile(name string, b []byte) error {
 	if err != nil {
 		d.root.Remove(tmp)
 		if errors.Is(err, unix.ENOSPC) {
-			_, free, _ := d.Space()
-			return &NoSpaceError{Dir: d.path, Need: uint64(len(b)), Have: free}
+			return &NoSpaceError{Dir: d.path, Need: uint64(len(b)), Have: d.free()}
 		}
 	}
 	return err
@@ -242,10 +299,10 @@ func checkName(name string) error {
 
 // Writer fills one segment that nobody else can see. It is safe for concurrent WriteAt; Publish or Abort ends it.
 type Writer struct {
-	dir  *Dir
-	f    *os.File
-	size int64
-	once sync.Once
+	f       *os.File
+	size    int64
+	publish func(f *os.File, name string) error // gives the whole file its name
+	once    sync.Once
 }
 
 // Create reserves size bytes, which must be over zero. Every page is allocated before it returns, so that neither a write
@@ -267,12 +324,22 @@ func (d *Dir) Create(size int64) (*Writer, error) {
 	if err != nil {
 		f.Close()
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
-			_, free, _ := d.Space()
-			return nil, &NoSpaceError{Dir: d.path, Need: uint64(size), Have: free}
+			return nil, &NoSpaceError{Dir: d.path, Need: uint64(size), Have: d.free()}
 		}
 		return nil, fmt.Errorf("reserve %d bytes: %w", size, err)
 	}
-	return &Writer{dir: d, f: f, size: size}, nil
+	return &Writer{f: f, size: size, publish: d.link}, nil
+}
+
+// link makes a whole file read-only and gives it its name, which must be free.
+func (d *Dir) link(f *os.File, name string) error {
+	if err := call("chmod", func() error { return f.Chmod(0o400) }); err != nil {
+		return err
+	}
+	from := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	return call("link", func() error {
+		return unix.Linkat(unix.AT_FDCWD, from, int(d.f.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+	})
 }
 
 // WriteAt writes inside the reserved size; past it is an error. It goes through the file, never through a mapping.
@@ -292,13 +359,7 @@ func (w *Writer) ReadAt(p []byte, off int64) (int, error) {
 func (w *Writer) Publish(name string) error {
 	err := checkName(name)
 	if err == nil {
-		err = call("chmod", func() error { return w.f.Chmod(0o400) })
-	}
-	if err == nil {
-		from := fmt.Sprintf("/proc/self/fd/%d", w.f.Fd())
-		err = call("link", func() error {
-			return unix.Linkat(unix.AT_FDCWD, from, int(w.dir.f.Fd()), name, unix.AT_SYMLINK_FOLLOW)
-		})
+		err = w.publish(w.f, name)
 	}
 	if cerr := w.close(); err == nil {
 		err = cerr
@@ -308,6 +369,9 @@ func (w *Writer) Publish(name string) error {
 	}
 	return nil
 }
+
+// Usage is what the kernel holds for the segment so far.
+func (w *Writer) Usage() (Usage, error) { return UsageOf(w.f) }
 
 // Abort gives the memory back. After Publish it does nothing.
 func (w *Writer) Abort() { _ = w.close() }

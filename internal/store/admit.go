@@ -12,12 +12,12 @@ import (
 // admit refuses what would not fit before anything is allocated, and reserves it of the budget.
 func (p *Put) admit(need uint64) error {
 	s := p.s
-	_, free, err := s.dir.Space()
+	space, err := s.dir.Space()
 	if err != nil {
 		return err
 	}
-	if need > free {
-		return s.noSpace(need, free)
+	if need > space.Free {
+		return s.noSpace(need, space.Free)
 	}
 	// A tmpfs may be larger than the memory that is left; filling it then ends in an out-of-memory kill, not in an error.
 	if avail, ok := s.memAvailable(); ok && need+reserveBytes > avail {

@@ -306,7 +306,7 @@ type Status struct {
 
 // Status reads the totals.
 func (s *Store) Status() (Status, error) {
-	size, free, err := s.dir.Space()
+	space, err := s.dir.Space()
 	if err != nil {
 		return Status{}, err
 	}
@@ -314,7 +314,7 @@ func (s *Store) Status() (Status, error) {
 	defer s.mu.Unlock()
 	return Status{
 		Instance: s.instance, Directory: s.dir.Path(), Started: s.started, Adopted: s.adopted,
-		Capacity: size, Free: free, Used: s.usedBytesLocked(), Held: s.heldBytesLocked(),
+		Capacity: space.Size, Free: space.Free, Used: s.usedBytesLocked(), Held: s.heldBytesLocked(),
 		Models: len(s.models), Versions: len(s.versions), Damaged: len(s.lost), Segments: len(s.segments),
 		Leases: len(s.leases), OpenPuts: s.openPuts, Guarantee: s.Guarantee(), Durability: s.Durability(), BudgetBytes: s.opt.MaxBytes,
 	}, nil

@@ -44,6 +44,7 @@ import (
 )
 
 const (
+	lockFile      = "lock"
 	catalogFile   = "catalog"
 	catalogFormat = 1
 	tablePrefix   = "t-"
@@ -57,10 +58,11 @@ const (
 
 // Options say where a store is and what it may use. The zero value of a field is its default.
 type Options struct {
-	Dir      string // directory of segments; made when missing
-	AnyFS    bool   // take a directory that is not on a tmpfs (tests)
-	MaxBytes uint64 // budget for segments and tables; 0: what the file system has
-	MaxPuts  int    // open puts at once; 0: 8
+	Dir      string      // directory of segments; made when missing
+	AnyFS    bool        // take a directory that is not on a tmpfs (tests)
+	Backing  shm.Backing // in place of Dir: opened, and locked, by the caller; the store closes it, on error too
+	MaxBytes uint64      // budget for segments and tables; 0: what the file system has
+	MaxPuts  int         // open puts at once; 0: 8
 	Log      *zap.Logger
 }
 
@@ -69,8 +71,8 @@ type Store struct {
 	memAvailable func() (bytes uint64, known bool) // immutable; replaced by tests
 
 	opt      Options     // immutable
-	dir      *shm.Dir    // immutable
-	lock     *os.File    // immutable; the flock
+	dir      shm.Backing // immutable; a *shm.Dir or another
+	lock     *os.File    // immutable; the flock of the directory; nil when the caller has locked its Backing
 	log      *zap.Logger // immutable
 	instance string      // immutable; changes with every Open
 	started  time.Time   // immutable
@@ -165,9 +167,13 @@ func Open(opt Options) (*Store, error) {
 	if opt.Log == nil {
 		opt.Log = zap.NewNop()
 	}
-	dir, lock, err := openLocked(opt)
-	if err != nil {
-		return nil, err
+	dir, lock := opt.Backing, (*os.File)(nil)
+	if dir == nil {
+		d, l, err := openLocked(opt)
+		if err != nil {
+			return nil, err
+		}
+		dir, lock = d, l
 	}
 	s := &Store{
 		opt: opt, memAvailable: memAvailable, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
@@ -217,31 +223,12 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	var err error
 	if empty && s.ready {
-		err = s.removeEmpty()
+		err = s.dir.Destroy(lockFile, catalogFile)
 	}
-	return errors.Join(err, s.lock.Close(), s.dir.Close())
-}
-
-// removeEmpty removes the directory, as long as nobody else has put anything into it.
-func (s *Store) removeEmpty() error {
-	names, err := s.dir.Names()
-	if err != nil {
-		return err
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
 	}
-	for _, n := range names {
-		if n != "lock" && n != catalogFile {
-			return nil
-		}
-	}
-	for _, n := range names {
-		if err := s.dir.Remove(n); err != nil {
-			return err
-		}
-	}
-	if err := os.Remove(s.dir.Path()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return errors.Join(err, s.dir.Close())
 }
 
 // Instance is an id that changes with every Open.
@@ -264,7 +251,7 @@ func (s *Store) adopt() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	keep := map[string]bool{"lock": true, catalogFile: true}
+	keep := map[string]bool{lockFile: true, catalogFile: true}
 	for name, mj := range cat.Models {
 		if r, err := ref.Parse(name); err != nil || !r.Bare() {
 			return s.corruptCatalog(fmt.Errorf("model name %q", name))
@@ -464,6 +451,11 @@ func (s *Store) explainLocked(err error) error {
 	var full *shm.NoSpaceError
 	if errors.As(err, &full) {
 		return noSpace(full.Need, full.Have, s.heldBytesLocked())
+	}
+	var none *shm.FullError
+	if errors.As(err, &none) {
+		return zcerr.New(zcerr.NoSpace, "%d %s needed, %d left", none.Need, none.What, none.Have).
+			WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), or %s", none.Fix)
 	}
 	return err
 }
