@@ -204,8 +204,6 @@ func usage(t testing.TB, s *Store) (files int, bytes uint64) {
 	return files, bytes
 }
 
-func blocks(t testing.TB, s *Store) uint64 { _, n := usage(t, s); return n }
-
 var big = []row{{"a", 1 << 20, 1}, {"b", 300_000, 2}, {"c", 200_001, 3}, {"d", 5000, 4}, {"e", 3, 5}, {"empty", 0, 0}}
 
 func TestPutAndReadBack(t *testing.T) {
