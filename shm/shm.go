@@ -41,9 +41,10 @@ func (e *NoSpaceError) Error() string {
 
 // Dir is a directory of segments: the shm backing. It is safe for concurrent use.
 type Dir struct {
-	path string
-	root *os.Root
-	f    *os.File // the directory itself, for *at calls
+	path         string
+	root         *os.Root
+	f            *os.File // the directory itself, for *at calls
+	huge, noswap bool     // of the mount: pages of 2 MiB for whoever allocates as Create does; none is ever swapped out
 }
 
 var _ Backing = (*Dir)(nil)
@@ -77,7 +78,13 @@ func OpenDir(path string, anyFS bool) (*Dir, error) {
 		f.Close()
 		return nil, fmt.Errorf("open segment directory: %w", err)
 	}
-	return &Dir{path: path, root: root, f: f}, nil
+	d := &Dir{path: path, root: root, f: f}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err == nil {
+		d.huge = mountHas(st.Dev, "huge=within_size") || mountHas(st.Dev, "huge=always")
+		d.noswap = mountHas(st.Dev, "noswap")
+	}
+	return d, nil
 }
 
 func checkDir(f *os.File, path string, anyFS bool) error {
@@ -119,7 +126,11 @@ func (d *Dir) Space() (Space, error) {
 		return Space{}, fmt.Errorf("statfs: %w", err)
 	}
 	block := uint64(fs.Bsize)
-	s := Space{Size: fs.Blocks * block, Free: fs.Bavail * block, Taken: (fs.Blocks - fs.Bfree) * block}
+	s := Space{Size: fs.Blocks * block, Free: fs.Bavail * block, Taken: (fs.Blocks - fs.Bfree) * block, Own: d.ownMount()}
+	if fs.Blocks == 0 { // a tmpfs without a size: the machine's memory is the limit, and the kernel counts nothing
+		s.Size, s.Free = memory()
+		s.Own = false
+	}
 	names, err := d.Names()
 	if err != nil {
 		return Space{}, fmt.Errorf("list segments: %w", err)
@@ -144,7 +155,11 @@ func (d *Dir) free() uint64 {
 
 // Guarantee is that of a plain tmpfs file: it cannot be sealed.
 func (d *Dir) Guarantee() Guarantee {
-	return Guarantee{OtherUIDs: ReachNever, SameUID: ReachByFD, Root: ReachByFD, SurvivesRestart: true}
+	g := Guarantee{OtherUIDs: ReachNever, SameUID: ReachByFD, Root: ReachByFD, SurvivesRestart: true, HugePages: d.huge, Swap: SwapNever}
+	if !d.noswap {
+		g.Swap = MachineSwap()
+	}
+	return g
 }
 
 // Destroy removes the directory when it has nothing but expendable files.

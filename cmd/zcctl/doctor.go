@@ -69,7 +69,7 @@ func (a *app) examine(ctx context.Context) []check {
 	dir := shmDir
 	if st != nil {
 		dir = st.Directory
-		checks = append(checks, ok("guarantee", "%s", st.Guarantee), ok("durability", "%s", st.Durability))
+		checks = append(checks, ok("guarantee", "%s", st.Guarantee), ok("durability", "%s", st.Durability), checkPages(st))
 	}
 	checks = append(checks, checkSpace(dir)...)
 	checks = append(checks, checkPublish(shmDir), checkCgroup(dir))

@@ -47,12 +47,13 @@ type versionInfo struct {
 }
 
 type segment struct {
-	ID        string `json:"id"`
-	SizeBytes uint64 `json:"size_bytes"`
-	UsedBytes uint64 `json:"used_bytes"`
-	Inode     uint64 `json:"inode"`
-	Versions  uint32 `json:"versions"`
-	Guarantee string `json:"guarantee"`
+	ID        string     `json:"id"`
+	SizeBytes uint64     `json:"size_bytes"`
+	UsedBytes uint64     `json:"used_bytes"`
+	Inode     uint64     `json:"inode"`
+	Versions  uint32     `json:"versions"`
+	Guarantee string     `json:"guarantee"`
+	Guards    guardsJSON `json:"guards"`
 }
 
 func infoOf(v *zcstorev1.VersionInfo) versionInfo {
@@ -62,7 +63,7 @@ func infoOf(v *zcstorev1.VersionInfo) versionInfo {
 		Created: stamp(v.CreatedUnixMs), Deleted: v.Deleted, Damaged: v.Damaged, Segments: []segment{},
 	}
 	for _, s := range v.Segments {
-		out.Segments = append(out.Segments, segment{s.Id, s.SizeBytes, s.UsedBytes, s.Inode, s.Versions, s.Guarantee})
+		out.Segments = append(out.Segments, segment{s.Id, s.SizeBytes, s.UsedBytes, s.Inode, s.Versions, s.Guarantee, guardsOf(s.Guards)})
 	}
 	return out
 }

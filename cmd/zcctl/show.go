@@ -212,15 +212,16 @@ func (a *app) printHeader(v *zcstorev1.VersionInfo) error {
 		if s.Guarantee != said {
 			said = s.Guarantee
 			g.row("weights", said)
+			g.row("kept", restartWords(s.Guards))
 		}
 	}
 	if err := g.flush(); err != nil {
 		return err
 	}
 	fmt.Fprintln(a.stdout, "\nSegments")
-	g = newGrid(a.stdout, "  ", "#", "ID", "SIZE", "USED HERE", "INODE", "VERSIONS")
+	g = newGrid(a.stdout, "  ", "#", "ID", "SIZE", "USED HERE", "INODE", "VERSIONS", "PAGES")
 	for i, s := range v.Segments {
-		g.row(i, s.Id, units.Bytes(s.SizeBytes), units.Bytes(s.UsedBytes), s.Inode, s.Versions)
+		g.row(i, s.Id, units.Bytes(s.SizeBytes), units.Bytes(s.UsedBytes), s.Inode, s.Versions, pageWords(s.Guards, s.SizeBytes))
 	}
 	return g.flush()
 }

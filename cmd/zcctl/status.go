@@ -13,7 +13,8 @@ import (
 )
 
 const statusHelp = `status tells what the daemon is, what it guarantees and what it holds. Bytes used are the kernel's block
-counts, each segment once.`
+counts, each segment once. With a file system of its own, used_bytes + overhead_bytes + held_after_delete_bytes +
+reserved_bytes + orphaned_bytes is what statfs calls used.`
 
 const statusExample = `  zcctl status
   zcctl status -o json | jq .used_bytes`
@@ -44,6 +45,11 @@ type statusJSON struct {
 	Clients              uint32     `json:"clients"`
 	OpenPuts             uint32     `json:"open_puts"`
 	AdoptedVersions      uint32     `json:"adopted_versions"`
+	Guards               guardsJSON `json:"guards"`
+	OverheadBytes        uint64     `json:"overhead_bytes"`
+	ReservedBytes        uint64     `json:"reserved_bytes"`
+	OrphanedBytes        uint64     `json:"orphaned_bytes"`
+	OwnMount             bool       `json:"own_mount"`
 }
 
 func statusCmd(a *app) *cobra.Command {
@@ -61,6 +67,7 @@ func statusCmd(a *app) *cobra.Command {
 						schema, c.Socket(), st.Version, st.Pid, st.Uid, st.Instance, stamp(st.StartedUnixMs), st.Protocol, st.TableVersion, st.SegmentFormat,
 						st.Backing, st.Directory, st.Guarantee, st.Durability, st.CapacityBytes, st.FreeBytes, st.UsedBytes, st.HeldAfterDeleteBytes,
 						st.Models, st.Versions, st.Segments, st.Leases, st.Clients, st.OpenPuts, st.AdoptedVersions,
+						guardsOf(st.Guards), st.OverheadBytes, st.ReservedBytes, st.OrphanedBytes, st.OwnMount,
 					})
 				}
 				return a.printStatus(c.Socket(), st)
@@ -77,9 +84,19 @@ func (a *app) printStatus(socket string, st *zcstorev1.StatusReply) error {
 	g.row("segments", st.Directory)
 	g.row("weights", st.Guarantee)
 	g.row("lifetime", st.Durability)
+	g.row("pages", pageWords(st.Guards, st.UsedBytes))
 	g.row("memory", fmt.Sprintf("%s used, %s free of %s", units.Bytes(st.UsedBytes), units.Bytes(st.FreeBytes), units.Bytes(st.CapacityBytes)))
 	if st.HeldAfterDeleteBytes > 0 {
 		g.row("", fmt.Sprintf("%s more of removed versions, held by workers: %s ps", units.Bytes(st.HeldAfterDeleteBytes), a.zcctl()))
+	}
+	if st.ReservedBytes > 0 {
+		g.row("", fmt.Sprintf("%s more reserved by open puts", units.Bytes(st.ReservedBytes)))
+	}
+	if st.OrphanedBytes > 0 {
+		g.row("", fmt.Sprintf("%s more of removed versions, mapped by processes without a lease: it comes back when they end", units.Bytes(st.OrphanedBytes)))
+	}
+	if st.OwnMount {
+		g.row("", "on a file system of its own: all of this is what statfs calls used")
 	}
 	g.row("holds", fmt.Sprintf("%s, %s, %s", count(st.Models, "model"), count(st.Versions, "version"), count(st.Segments, "segment")))
 	g.row("serves", fmt.Sprintf("%s of %s, %s", count(st.Leases, "lease"), count(st.Clients, "client"), count(st.OpenPuts, "open put")))

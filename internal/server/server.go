@@ -269,12 +269,14 @@ func (s *Server) Status(context.Context, *zcstorev1.StatusRequest) (*zcstorev1.S
 	}
 	return &zcstorev1.StatusReply{
 		Protocol: Protocol, TableVersion: table.Version, SegmentFormat: store.SegmentFormat, Version: s.version,
-		Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Instance: st.Instance, Backing: "shm", Directory: st.Directory,
+		Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Instance: st.Instance, Backing: st.Backing, Directory: st.Directory,
 		Guarantee: st.Guarantee, Durability: st.Durability, CapacityBytes: st.Capacity, FreeBytes: st.Free, UsedBytes: st.Used,
 		HeldAfterDeleteBytes: st.Held, Models: uint32(st.Models), Versions: uint32(st.Versions), Segments: uint32(st.Segments),
 		Leases: uint32(st.Leases), Clients: uint32(s.clients.Load()), OpenPuts: uint32(st.OpenPuts),
 		StartedUnixMs: st.Started.UnixMilli(), AdoptedVersions: uint32(st.Adopted),
 		DamagedVersions: uint32(st.Damaged), BudgetBytes: st.BudgetBytes,
+		Guards: guards(st.Guards, st.HugeBytes), OverheadBytes: st.Overhead, ReservedBytes: st.Reserved, OrphanedBytes: st.Orphaned,
+		OwnMount: st.OwnMount,
 	}, nil
 }
 
@@ -287,6 +289,7 @@ func versionInfo(v store.VersionInfo) *zcstorev1.VersionInfo {
 	for _, sg := range v.Segments {
 		out.Segments = append(out.Segments, &zcstorev1.SegmentInfo{
 			Id: sg.ID, SizeBytes: sg.SizeBytes, UsedBytes: sg.UsedBytes, Inode: sg.Inode, Versions: uint32(sg.Versions), Guarantee: sg.Guarantee,
+			Guards: guards(sg.Guards, sg.HugeBytes),
 		})
 	}
 	return out

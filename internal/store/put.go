@@ -31,6 +31,7 @@ type Put struct {
 
 	wantedBytes, sharedBytes uint64
 	reserved                 uint64 // of the budget, until the end
+	filling                  uint64 // blocks of the new segment while it has no name
 	end                      sync.Once
 }
 
@@ -88,6 +89,9 @@ func (p *Put) reserve() error {
 		p.s.mu.Lock()
 		defer p.s.mu.Unlock()
 		return p.s.explainLocked(err)
+	}
+	if err := p.countFilling(); err != nil {
+		return err
 	}
 	_, err = p.w.WriteAt(lay.header, 0)
 	return err
@@ -171,7 +175,7 @@ func (p *Put) publishSegment() (*segment, []byte, error) {
 	var fresh *segment
 	if p.lay != nil {
 		id := randomID()
-		if err := p.w.Publish(segmentPrefix + id); err != nil {
+		if err := p.name(segmentPrefix + id); err != nil {
 			return nil, nil, err
 		}
 		sg, err := p.s.openSegment(id)
@@ -232,6 +236,7 @@ func (p *Put) abortLocked() {
 	p.end.Do(func() {
 		p.s.openPuts--
 		p.s.reserved -= p.reserved
+		p.s.filling -= p.filling
 		for _, sg := range p.segs {
 			sg.pins--
 			p.s.unlinkIfUnusedLocked(sg)

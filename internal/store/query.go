@@ -38,21 +38,9 @@ type SegmentInfo struct {
 	UsedBytes uint64 // of these, by this version
 	Inode     uint64
 	Versions  int // tagged versions that use it
-	Guarantee string
-}
-
-// Guarantee says in plain words who could still change a segment of this backing.
-func (s *Store) Guarantee() string {
-	who := fmt.Sprintf("uid %d and root", os.Geteuid())
-	if os.Geteuid() == 0 {
-		who = "root"
-	}
-	return fmt.Sprintf("read-only for every other user; %s could reopen it for writing (a plain tmpfs cannot be sealed)", who)
-}
-
-// Durability says in plain words what survives what.
-func (s *Store) Durability() string {
-	return "memory only: stored versions survive a restart of the daemon, not a reboot"
+	Guards    shm.Guarantee
+	HugeBytes uint64 // of its memory in pages of 2 MiB, as measured
+	Guarantee string // Guards in words
 }
 
 func (s *Store) infoLocked(name string, v *version) VersionInfo {
@@ -66,9 +54,11 @@ func (s *Store) infoLocked(name string, v *version) VersionInfo {
 			info.Created = c
 		}
 	}
+	guards := s.dir.Guarantee()
 	for i, sg := range v.segs {
 		info.Segments = append(info.Segments, SegmentInfo{
-			ID: sg.id[:12], SizeBytes: sg.use.Size, UsedBytes: v.used[i], Inode: sg.use.Inode, Versions: sg.refs, Guarantee: s.Guarantee(),
+			ID: sg.id[:12], SizeBytes: sg.use.Size, UsedBytes: v.used[i], Inode: sg.use.Inode, Versions: sg.refs,
+			Guards: guards, HugeBytes: sg.huge, Guarantee: guardWords(guards, os.Geteuid()),
 		})
 	}
 	return info
@@ -285,38 +275,42 @@ func (s *Store) Holders(name string) []LeaseInfo {
 
 // Status is what the store is and holds.
 type Status struct {
-	Instance    string
-	Directory   string
-	Started     time.Time
-	Adopted     int
-	Capacity    uint64 // bytes of the file system
-	Free        uint64
-	Used        uint64 // blocks of linked segments and tables
-	Held        uint64 // blocks of deleted ones that leases hold
+	Instance  string
+	Directory string
+	Started   time.Time
+	Adopted   int
+	Capacity  uint64 // bytes of the file system
+	Free      uint64
+	Totals
 	Models      int
 	Versions    int
 	Damaged     int
 	Segments    int
 	Leases      int
 	OpenPuts    int
-	Guarantee   string
+	Backing     string // shm.KindShm or shm.KindMemfd
+	Guards      shm.Guarantee
+	HugeBytes   uint64 // of all stored segments in pages of 2 MiB
+	Guarantee   string // Guards in words
 	Durability  string
 	BudgetBytes uint64
 }
 
 // Status reads the totals.
 func (s *Store) Status() (Status, error) {
-	space, err := s.dir.Space()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	space, err := s.dir.Space() // under the lock, so that the kernel's numbers and ours are of one moment
 	if err != nil {
 		return Status{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	guards := s.dir.Guarantee()
 	return Status{
 		Instance: s.instance, Directory: s.dir.Path(), Started: s.started, Adopted: s.adopted,
-		Capacity: space.Size, Free: space.Free, Used: s.usedBytesLocked(), Held: s.heldBytesLocked(),
+		Capacity: space.Size, Free: space.Free, Totals: s.totalsLocked(space),
 		Models: len(s.models), Versions: len(s.versions), Damaged: len(s.lost), Segments: len(s.segments),
-		Leases: len(s.leases), OpenPuts: s.openPuts, Guarantee: s.Guarantee(), Durability: s.Durability(), BudgetBytes: s.opt.MaxBytes,
+		Leases: len(s.leases), OpenPuts: s.openPuts, Durability: s.Durability(),
+		Backing: s.dir.Kind(), Guards: guards, HugeBytes: s.hugeBytesLocked(), Guarantee: guardWords(guards, os.Geteuid()), BudgetBytes: s.opt.MaxBytes,
 	}, nil
 }
 

@@ -91,6 +91,7 @@ type Store struct {
 	openPuts int                          // guarded by mu
 	closed   bool                         // guarded by mu
 	reserved uint64                       // guarded by mu; bytes of segments that open puts fill
+	filling  uint64                       // guarded by mu; blocks of their files, which have no name yet
 }
 
 // model is a name with its tags. Fields are guarded by Store.mu.
@@ -131,8 +132,9 @@ type place struct {
 type segment struct {
 	id   string
 	use  shm.Usage
-	refs int // tagged versions that use it
-	pins int // open puts that plan to use it
+	huge uint64 // bytes in pages of 2 MiB
+	refs int    // tagged versions that use it
+	pins int    // open puts that plan to use it
 }
 
 func (s *segment) file() string { return segmentPrefix + s.id }
@@ -370,7 +372,11 @@ func (s *Store) openSegment(id string) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &segment{id: id, use: use}, nil
+	huge, err := shm.HugeBytes(f)
+	if err != nil { // a measurement that nothing depends on
+		s.log.Warn("measure the page size of a segment", zap.Error(err))
+	}
+	return &segment{id: id, use: use, huge: huge}, nil
 }
 
 func newVersion(m *manifest.Manifest, digest manifest.Digest, tableUse shm.Usage, segs []*segment, locs []table.Location) *version {

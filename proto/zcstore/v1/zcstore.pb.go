@@ -33,6 +33,112 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Reach is how far somebody comes who tries to change a published byte.
+type Reach int32
+
+const (
+	Reach_REACH_UNKNOWN       Reach = 0
+	Reach_REACH_NEVER         Reach = 1 // the kernel refuses every way
+	Reach_REACH_BY_NAME       Reach = 2 // not through a descriptor; by opening the file's name for writing
+	Reach_REACH_BY_DESCRIPTOR Reach = 3 // a descriptor that was handed out can be opened again for writing
+)
+
+// Enum value maps for Reach.
+var (
+	Reach_name = map[int32]string{
+		0: "REACH_UNKNOWN",
+		1: "REACH_NEVER",
+		2: "REACH_BY_NAME",
+		3: "REACH_BY_DESCRIPTOR",
+	}
+	Reach_value = map[string]int32{
+		"REACH_UNKNOWN":       0,
+		"REACH_NEVER":         1,
+		"REACH_BY_NAME":       2,
+		"REACH_BY_DESCRIPTOR": 3,
+	}
+)
+
+func (x Reach) Enum() *Reach {
+	p := new(Reach)
+	*p = x
+	return p
+}
+
+func (x Reach) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Reach) Descriptor() protoreflect.EnumDescriptor {
+	return file_zcstore_v1_zcstore_proto_enumTypes[0].Descriptor()
+}
+
+func (Reach) Type() protoreflect.EnumType {
+	return &file_zcstore_v1_zcstore_proto_enumTypes[0]
+}
+
+func (x Reach) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Reach.Descriptor instead.
+func (Reach) EnumDescriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{0}
+}
+
+// Swap is whether pages may leave memory.
+type Swap int32
+
+const (
+	Swap_SWAP_UNKNOWN  Swap = 0
+	Swap_SWAP_NEVER    Swap = 1 // the file system forbids it
+	Swap_SWAP_NONE     Swap = 2 // the machine has no swap space now
+	Swap_SWAP_POSSIBLE Swap = 3
+)
+
+// Enum value maps for Swap.
+var (
+	Swap_name = map[int32]string{
+		0: "SWAP_UNKNOWN",
+		1: "SWAP_NEVER",
+		2: "SWAP_NONE",
+		3: "SWAP_POSSIBLE",
+	}
+	Swap_value = map[string]int32{
+		"SWAP_UNKNOWN":  0,
+		"SWAP_NEVER":    1,
+		"SWAP_NONE":     2,
+		"SWAP_POSSIBLE": 3,
+	}
+)
+
+func (x Swap) Enum() *Swap {
+	p := new(Swap)
+	*p = x
+	return p
+}
+
+func (x Swap) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Swap) Descriptor() protoreflect.EnumDescriptor {
+	return file_zcstore_v1_zcstore_proto_enumTypes[1].Descriptor()
+}
+
+func (Swap) Type() protoreflect.EnumType {
+	return &file_zcstore_v1_zcstore_proto_enumTypes[1]
+}
+
+func (x Swap) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Swap.Descriptor instead.
+func (Swap) EnumDescriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{1}
+}
+
 type PutRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Step:
@@ -1074,6 +1180,7 @@ type SegmentInfo struct {
 	Inode         uint64                 `protobuf:"varint,4,opt,name=inode,proto3" json:"inode,omitempty"`
 	Versions      uint32                 `protobuf:"varint,5,opt,name=versions,proto3" json:"versions,omitempty"`  // stored versions that use the segment
 	Guarantee     string                 `protobuf:"bytes,6,opt,name=guarantee,proto3" json:"guarantee,omitempty"` // who could still write, in plain words
+	Guards        *Guarantee             `protobuf:"bytes,7,opt,name=guards,proto3" json:"guards,omitempty"`       // the same as data
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1150,6 +1257,106 @@ func (x *SegmentInfo) GetGuarantee() string {
 	return ""
 }
 
+func (x *SegmentInfo) GetGuards() *Guarantee {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+// Guarantee is what holds for the bytes of a segment. In a StatusReply: of those put from now on.
+type Guarantee struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	OtherUids       Reach                  `protobuf:"varint,1,opt,name=other_uids,json=otherUids,proto3,enum=zcstore.v1.Reach" json:"other_uids,omitempty"` // processes of users that are neither the daemon's nor root
+	SameUid         Reach                  `protobuf:"varint,2,opt,name=same_uid,json=sameUid,proto3,enum=zcstore.v1.Reach" json:"same_uid,omitempty"`       // processes of the daemon's user
+	Root            Reach                  `protobuf:"varint,3,opt,name=root,proto3,enum=zcstore.v1.Reach" json:"root,omitempty"`                            // processes with every capability
+	SurvivesRestart bool                   `protobuf:"varint,4,opt,name=survives_restart,json=survivesRestart,proto3" json:"survives_restart,omitempty"`     // of the daemon, SIGKILL included; nothing in memory survives a reboot
+	Swap            Swap                   `protobuf:"varint,5,opt,name=swap,proto3,enum=zcstore.v1.Swap" json:"swap,omitempty"`
+	HugeBytes       uint64                 `protobuf:"varint,6,opt,name=huge_bytes,json=hugeBytes,proto3" json:"huge_bytes,omitempty"` // measured: how much of it is mapped with pages of 2 MiB; in a StatusReply, of all segments
+	HugePages       bool                   `protobuf:"varint,7,opt,name=huge_pages,json=hugePages,proto3" json:"huge_pages,omitempty"` // the file system gives pages of 2 MiB where memory is not fragmented
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Guarantee) Reset() {
+	*x = Guarantee{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guarantee) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guarantee) ProtoMessage() {}
+
+func (x *Guarantee) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guarantee.ProtoReflect.Descriptor instead.
+func (*Guarantee) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Guarantee) GetOtherUids() Reach {
+	if x != nil {
+		return x.OtherUids
+	}
+	return Reach_REACH_UNKNOWN
+}
+
+func (x *Guarantee) GetSameUid() Reach {
+	if x != nil {
+		return x.SameUid
+	}
+	return Reach_REACH_UNKNOWN
+}
+
+func (x *Guarantee) GetRoot() Reach {
+	if x != nil {
+		return x.Root
+	}
+	return Reach_REACH_UNKNOWN
+}
+
+func (x *Guarantee) GetSurvivesRestart() bool {
+	if x != nil {
+		return x.SurvivesRestart
+	}
+	return false
+}
+
+func (x *Guarantee) GetSwap() Swap {
+	if x != nil {
+		return x.Swap
+	}
+	return Swap_SWAP_UNKNOWN
+}
+
+func (x *Guarantee) GetHugeBytes() uint64 {
+	if x != nil {
+		return x.HugeBytes
+	}
+	return 0
+}
+
+func (x *Guarantee) GetHugePages() bool {
+	if x != nil {
+		return x.HugePages
+	}
+	return false
+}
+
 type TagRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // a reference
@@ -1161,7 +1368,7 @@ type TagRequest struct {
 
 func (x *TagRequest) Reset() {
 	*x = TagRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1380,7 @@ func (x *TagRequest) String() string {
 func (*TagRequest) ProtoMessage() {}
 
 func (x *TagRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1393,7 @@ func (x *TagRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagRequest.ProtoReflect.Descriptor instead.
 func (*TagRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{14}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TagRequest) GetSource() string {
@@ -1220,7 +1427,7 @@ type TagReply struct {
 
 func (x *TagReply) Reset() {
 	*x = TagReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1439,7 @@ func (x *TagReply) String() string {
 func (*TagReply) ProtoMessage() {}
 
 func (x *TagReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1452,7 @@ func (x *TagReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagReply.ProtoReflect.Descriptor instead.
 func (*TagReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{15}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TagReply) GetDigest() []byte {
@@ -1272,7 +1479,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1491,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1504,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{16}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -1327,7 +1534,7 @@ type RemoveReply struct {
 
 func (x *RemoveReply) Reset() {
 	*x = RemoveReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1546,7 @@ func (x *RemoveReply) String() string {
 func (*RemoveReply) ProtoMessage() {}
 
 func (x *RemoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1559,7 @@ func (x *RemoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReply.ProtoReflect.Descriptor instead.
 func (*RemoveReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{17}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveReply) GetUntagged() []string {
@@ -1399,7 +1606,7 @@ type HoldersRequest struct {
 
 func (x *HoldersRequest) Reset() {
 	*x = HoldersRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1618,7 @@ func (x *HoldersRequest) String() string {
 func (*HoldersRequest) ProtoMessage() {}
 
 func (x *HoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1631,7 @@ func (x *HoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldersRequest.ProtoReflect.Descriptor instead.
 func (*HoldersRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{18}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HoldersRequest) GetName() string {
@@ -1450,7 +1657,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1669,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1682,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{19}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Holder) GetLease() uint64 {
@@ -1543,7 +1750,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1762,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1775,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VerifyRequest) GetRef() string {
@@ -1591,7 +1798,7 @@ type VerifyReply struct {
 
 func (x *VerifyReply) Reset() {
 	*x = VerifyReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1810,7 @@ func (x *VerifyReply) String() string {
 func (*VerifyReply) ProtoMessage() {}
 
 func (x *VerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1823,7 @@ func (x *VerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReply.ProtoReflect.Descriptor instead.
 func (*VerifyReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VerifyReply) GetRef() string {
@@ -1662,7 +1869,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1881,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1894,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{22}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{23}
 }
 
 type StatusReply struct {
@@ -1699,7 +1906,7 @@ type StatusReply struct {
 	Pid                  int32                  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
 	Uid                  uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
 	Instance             string                 `protobuf:"bytes,7,opt,name=instance,proto3" json:"instance,omitempty"`
-	Backing              string                 `protobuf:"bytes,8,opt,name=backing,proto3" json:"backing,omitempty"` // "shm"
+	Backing              string                 `protobuf:"bytes,8,opt,name=backing,proto3" json:"backing,omitempty"` // "shm", "memfd"
 	Directory            string                 `protobuf:"bytes,9,opt,name=directory,proto3" json:"directory,omitempty"`
 	Guarantee            string                 `protobuf:"bytes,10,opt,name=guarantee,proto3" json:"guarantee,omitempty"`                               // plain words
 	Durability           string                 `protobuf:"bytes,11,opt,name=durability,proto3" json:"durability,omitempty"`                             // plain words
@@ -1717,13 +1924,18 @@ type StatusReply struct {
 	AdoptedVersions      uint32                 `protobuf:"varint,23,opt,name=adopted_versions,json=adoptedVersions,proto3" json:"adopted_versions,omitempty"`
 	DamagedVersions      uint32                 `protobuf:"varint,24,opt,name=damaged_versions,json=damagedVersions,proto3" json:"damaged_versions,omitempty"`
 	BudgetBytes          uint64                 `protobuf:"varint,25,opt,name=budget_bytes,json=budgetBytes,proto3" json:"budget_bytes,omitempty"` // 0: none but what the file system has
+	Guards               *Guarantee             `protobuf:"bytes,30,opt,name=guards,proto3" json:"guards,omitempty"`
+	OverheadBytes        uint64                 `protobuf:"varint,31,opt,name=overhead_bytes,json=overheadBytes,proto3" json:"overhead_bytes,omitempty"` // lock, catalog and other files in the directory
+	ReservedBytes        uint64                 `protobuf:"varint,32,opt,name=reserved_bytes,json=reservedBytes,proto3" json:"reserved_bytes,omitempty"` // of open puts
+	OrphanedBytes        uint64                 `protobuf:"varint,33,opt,name=orphaned_bytes,json=orphanedBytes,proto3" json:"orphaned_bytes,omitempty"` // mapped by clients that have left, or in flight to them; known on a file system of its own
+	OwnMount             bool                   `protobuf:"varint,34,opt,name=own_mount,json=ownMount,proto3" json:"own_mount,omitempty"`                // used + overhead + held after delete + reserved + orphaned = what statfs says is used
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1947,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1960,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{23}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatusReply) GetProtocol() uint32 {
@@ -1926,6 +2138,41 @@ func (x *StatusReply) GetBudgetBytes() uint64 {
 	return 0
 }
 
+func (x *StatusReply) GetGuards() *Guarantee {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+func (x *StatusReply) GetOverheadBytes() uint64 {
+	if x != nil {
+		return x.OverheadBytes
+	}
+	return 0
+}
+
+func (x *StatusReply) GetReservedBytes() uint64 {
+	if x != nil {
+		return x.ReservedBytes
+	}
+	return 0
+}
+
+func (x *StatusReply) GetOrphanedBytes() uint64 {
+	if x != nil {
+		return x.OrphanedBytes
+	}
+	return 0
+}
+
+func (x *StatusReply) GetOwnMount() bool {
+	if x != nil {
+		return x.OwnMount
+	}
+	return false
+}
+
 var File_zcstore_v1_zcstore_proto protoreflect.FileDescriptor
 
 const file_zcstore_v1_zcstore_proto_rawDesc = "" +
@@ -2005,7 +2252,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	" \x01(\tR\x04kind\x12\x1f\n" +
 	"\vtable_bytes\x18\v \x01(\x04R\n" +
 	"tableBytes\x12\x18\n" +
-	"\adamaged\x18\f \x01(\tR\adamaged\"\xab\x01\n" +
+	"\adamaged\x18\f \x01(\tR\adamaged\"\xda\x01\n" +
 	"\vSegmentInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -2014,7 +2261,19 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"used_bytes\x18\x03 \x01(\x04R\tusedBytes\x12\x14\n" +
 	"\x05inode\x18\x04 \x01(\x04R\x05inode\x12\x1a\n" +
 	"\bversions\x18\x05 \x01(\rR\bversions\x12\x1c\n" +
-	"\tguarantee\x18\x06 \x01(\tR\tguarantee\"V\n" +
+	"\tguarantee\x18\x06 \x01(\tR\tguarantee\x12-\n" +
+	"\x06guards\x18\a \x01(\v2\x15.zcstore.v1.GuaranteeR\x06guards\"\xa1\x02\n" +
+	"\tGuarantee\x120\n" +
+	"\n" +
+	"other_uids\x18\x01 \x01(\x0e2\x11.zcstore.v1.ReachR\totherUids\x12,\n" +
+	"\bsame_uid\x18\x02 \x01(\x0e2\x11.zcstore.v1.ReachR\asameUid\x12%\n" +
+	"\x04root\x18\x03 \x01(\x0e2\x11.zcstore.v1.ReachR\x04root\x12)\n" +
+	"\x10survives_restart\x18\x04 \x01(\bR\x0fsurvivesRestart\x12$\n" +
+	"\x04swap\x18\x05 \x01(\x0e2\x10.zcstore.v1.SwapR\x04swap\x12\x1d\n" +
+	"\n" +
+	"huge_bytes\x18\x06 \x01(\x04R\thugeBytes\x12\x1d\n" +
+	"\n" +
+	"huge_pages\x18\a \x01(\bR\thugePages\"V\n" +
 	"\n" +
 	"TagRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
@@ -2053,7 +2312,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\atensors\x18\x03 \x01(\rR\atensors\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x18\n" +
 	"\adamaged\x18\x05 \x03(\tR\adamaged\"\x0f\n" +
-	"\rStatusRequest\"\xa1\x06\n" +
+	"\rStatusRequest\"\xe2\a\n" +
 	"\vStatusReply\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12#\n" +
 	"\rtable_version\x18\x02 \x01(\rR\ftableVersion\x12%\n" +
@@ -2084,7 +2343,23 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x0fstarted_unix_ms\x18\x16 \x01(\x03R\rstartedUnixMs\x12)\n" +
 	"\x10adopted_versions\x18\x17 \x01(\rR\x0fadoptedVersions\x12)\n" +
 	"\x10damaged_versions\x18\x18 \x01(\rR\x0fdamagedVersions\x12!\n" +
-	"\fbudget_bytes\x18\x19 \x01(\x04R\vbudgetBytes2\xa4\x04\n" +
+	"\fbudget_bytes\x18\x19 \x01(\x04R\vbudgetBytes\x12-\n" +
+	"\x06guards\x18\x1e \x01(\v2\x15.zcstore.v1.GuaranteeR\x06guards\x12%\n" +
+	"\x0eoverhead_bytes\x18\x1f \x01(\x04R\roverheadBytes\x12%\n" +
+	"\x0ereserved_bytes\x18  \x01(\x04R\rreservedBytes\x12%\n" +
+	"\x0eorphaned_bytes\x18! \x01(\x04R\rorphanedBytes\x12\x1b\n" +
+	"\town_mount\x18\" \x01(\bR\bownMount*W\n" +
+	"\x05Reach\x12\x11\n" +
+	"\rREACH_UNKNOWN\x10\x00\x12\x0f\n" +
+	"\vREACH_NEVER\x10\x01\x12\x11\n" +
+	"\rREACH_BY_NAME\x10\x02\x12\x17\n" +
+	"\x13REACH_BY_DESCRIPTOR\x10\x03*J\n" +
+	"\x04Swap\x12\x10\n" +
+	"\fSWAP_UNKNOWN\x10\x00\x12\x0e\n" +
+	"\n" +
+	"SWAP_NEVER\x10\x01\x12\r\n" +
+	"\tSWAP_NONE\x10\x02\x12\x11\n" +
+	"\rSWAP_POSSIBLE\x10\x032\xa4\x04\n" +
 	"\x05Store\x127\n" +
 	"\x03Put\x12\x16.zcstore.v1.PutRequest\x1a\x14.zcstore.v1.PutReply(\x010\x01\x12@\n" +
 	"\x06Attach\x12\x19.zcstore.v1.AttachRequest\x1a\x17.zcstore.v1.AttachReply(\x010\x01\x12:\n" +
@@ -2108,65 +2383,75 @@ func file_zcstore_v1_zcstore_proto_rawDescGZIP() []byte {
 	return file_zcstore_v1_zcstore_proto_rawDescData
 }
 
-var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_zcstore_v1_zcstore_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_zcstore_v1_zcstore_proto_goTypes = []any{
-	(*PutRequest)(nil),     // 0: zcstore.v1.PutRequest
-	(*PutBegin)(nil),       // 1: zcstore.v1.PutBegin
-	(*PutCommit)(nil),      // 2: zcstore.v1.PutCommit
-	(*PutReply)(nil),       // 3: zcstore.v1.PutReply
-	(*PutPlan)(nil),        // 4: zcstore.v1.PutPlan
-	(*PutDone)(nil),        // 5: zcstore.v1.PutDone
-	(*AttachRequest)(nil),  // 6: zcstore.v1.AttachRequest
-	(*AttachReply)(nil),    // 7: zcstore.v1.AttachReply
-	(*Attached)(nil),       // 8: zcstore.v1.Attached
-	(*Error)(nil),          // 9: zcstore.v1.Error
-	(*ListRequest)(nil),    // 10: zcstore.v1.ListRequest
-	(*ShowRequest)(nil),    // 11: zcstore.v1.ShowRequest
-	(*VersionInfo)(nil),    // 12: zcstore.v1.VersionInfo
-	(*SegmentInfo)(nil),    // 13: zcstore.v1.SegmentInfo
-	(*TagRequest)(nil),     // 14: zcstore.v1.TagRequest
-	(*TagReply)(nil),       // 15: zcstore.v1.TagReply
-	(*RemoveRequest)(nil),  // 16: zcstore.v1.RemoveRequest
-	(*RemoveReply)(nil),    // 17: zcstore.v1.RemoveReply
-	(*HoldersRequest)(nil), // 18: zcstore.v1.HoldersRequest
-	(*Holder)(nil),         // 19: zcstore.v1.Holder
-	(*VerifyRequest)(nil),  // 20: zcstore.v1.VerifyRequest
-	(*VerifyReply)(nil),    // 21: zcstore.v1.VerifyReply
-	(*StatusRequest)(nil),  // 22: zcstore.v1.StatusRequest
-	(*StatusReply)(nil),    // 23: zcstore.v1.StatusReply
+	(Reach)(0),             // 0: zcstore.v1.Reach
+	(Swap)(0),              // 1: zcstore.v1.Swap
+	(*PutRequest)(nil),     // 2: zcstore.v1.PutRequest
+	(*PutBegin)(nil),       // 3: zcstore.v1.PutBegin
+	(*PutCommit)(nil),      // 4: zcstore.v1.PutCommit
+	(*PutReply)(nil),       // 5: zcstore.v1.PutReply
+	(*PutPlan)(nil),        // 6: zcstore.v1.PutPlan
+	(*PutDone)(nil),        // 7: zcstore.v1.PutDone
+	(*AttachRequest)(nil),  // 8: zcstore.v1.AttachRequest
+	(*AttachReply)(nil),    // 9: zcstore.v1.AttachReply
+	(*Attached)(nil),       // 10: zcstore.v1.Attached
+	(*Error)(nil),          // 11: zcstore.v1.Error
+	(*ListRequest)(nil),    // 12: zcstore.v1.ListRequest
+	(*ShowRequest)(nil),    // 13: zcstore.v1.ShowRequest
+	(*VersionInfo)(nil),    // 14: zcstore.v1.VersionInfo
+	(*SegmentInfo)(nil),    // 15: zcstore.v1.SegmentInfo
+	(*Guarantee)(nil),      // 16: zcstore.v1.Guarantee
+	(*TagRequest)(nil),     // 17: zcstore.v1.TagRequest
+	(*TagReply)(nil),       // 18: zcstore.v1.TagReply
+	(*RemoveRequest)(nil),  // 19: zcstore.v1.RemoveRequest
+	(*RemoveReply)(nil),    // 20: zcstore.v1.RemoveReply
+	(*HoldersRequest)(nil), // 21: zcstore.v1.HoldersRequest
+	(*Holder)(nil),         // 22: zcstore.v1.Holder
+	(*VerifyRequest)(nil),  // 23: zcstore.v1.VerifyRequest
+	(*VerifyReply)(nil),    // 24: zcstore.v1.VerifyReply
+	(*StatusRequest)(nil),  // 25: zcstore.v1.StatusRequest
+	(*StatusReply)(nil),    // 26: zcstore.v1.StatusReply
 }
 var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
-	1,  // 0: zcstore.v1.PutRequest.begin:type_name -> zcstore.v1.PutBegin
-	2,  // 1: zcstore.v1.PutRequest.commit:type_name -> zcstore.v1.PutCommit
-	4,  // 2: zcstore.v1.PutReply.plan:type_name -> zcstore.v1.PutPlan
-	5,  // 3: zcstore.v1.PutReply.done:type_name -> zcstore.v1.PutDone
-	12, // 4: zcstore.v1.PutDone.version:type_name -> zcstore.v1.VersionInfo
-	8,  // 5: zcstore.v1.AttachReply.opened:type_name -> zcstore.v1.Attached
-	9,  // 6: zcstore.v1.AttachReply.error:type_name -> zcstore.v1.Error
-	13, // 7: zcstore.v1.VersionInfo.segments:type_name -> zcstore.v1.SegmentInfo
-	0,  // 8: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
-	6,  // 9: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
-	10, // 10: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
-	11, // 11: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
-	14, // 12: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
-	16, // 13: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
-	18, // 14: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
-	20, // 15: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
-	22, // 16: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
-	3,  // 17: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
-	7,  // 18: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
-	12, // 19: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
-	12, // 20: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
-	15, // 21: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
-	17, // 22: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
-	19, // 23: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
-	21, // 24: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
-	23, // 25: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
-	17, // [17:26] is the sub-list for method output_type
-	8,  // [8:17] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	3,  // 0: zcstore.v1.PutRequest.begin:type_name -> zcstore.v1.PutBegin
+	4,  // 1: zcstore.v1.PutRequest.commit:type_name -> zcstore.v1.PutCommit
+	6,  // 2: zcstore.v1.PutReply.plan:type_name -> zcstore.v1.PutPlan
+	7,  // 3: zcstore.v1.PutReply.done:type_name -> zcstore.v1.PutDone
+	14, // 4: zcstore.v1.PutDone.version:type_name -> zcstore.v1.VersionInfo
+	10, // 5: zcstore.v1.AttachReply.opened:type_name -> zcstore.v1.Attached
+	11, // 6: zcstore.v1.AttachReply.error:type_name -> zcstore.v1.Error
+	15, // 7: zcstore.v1.VersionInfo.segments:type_name -> zcstore.v1.SegmentInfo
+	16, // 8: zcstore.v1.SegmentInfo.guards:type_name -> zcstore.v1.Guarantee
+	0,  // 9: zcstore.v1.Guarantee.other_uids:type_name -> zcstore.v1.Reach
+	0,  // 10: zcstore.v1.Guarantee.same_uid:type_name -> zcstore.v1.Reach
+	0,  // 11: zcstore.v1.Guarantee.root:type_name -> zcstore.v1.Reach
+	1,  // 12: zcstore.v1.Guarantee.swap:type_name -> zcstore.v1.Swap
+	16, // 13: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
+	2,  // 14: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
+	8,  // 15: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
+	12, // 16: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
+	13, // 17: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
+	17, // 18: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
+	19, // 19: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
+	21, // 20: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
+	23, // 21: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
+	25, // 22: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
+	5,  // 23: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
+	9,  // 24: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
+	14, // 25: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
+	14, // 26: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
+	18, // 27: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
+	20, // 28: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
+	22, // 29: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
+	24, // 30: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
+	26, // 31: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_zcstore_v1_zcstore_proto_init() }
@@ -2197,13 +2482,14 @@ func file_zcstore_v1_zcstore_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zcstore_v1_zcstore_proto_rawDesc), len(file_zcstore_v1_zcstore_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   24,
+			NumEnums:      2,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_zcstore_v1_zcstore_proto_goTypes,
 		DependencyIndexes: file_zcstore_v1_zcstore_proto_depIdxs,
+		EnumInfos:         file_zcstore_v1_zcstore_proto_enumTypes,
 		MessageInfos:      file_zcstore_v1_zcstore_proto_msgTypes,
 	}.Build()
 	File_zcstore_v1_zcstore_proto = out.File
