@@ -145,7 +145,11 @@ func (r Remote) Status() (store.Status, error) {
 	}
 	return store.Status{
 		Instance: s.Instance, Directory: s.Directory, Adopted: int(s.AdoptedVersions), Capacity: s.CapacityBytes, Free: s.FreeBytes,
-		Used: s.UsedBytes, Held: s.HeldAfterDeleteBytes, Models: int(s.Models), Versions: int(s.Versions), Damaged: int(s.DamagedVersions),
+		Totals: store.Totals{
+			Used: s.UsedBytes, Overhead: s.OverheadBytes, Held: s.HeldAfterDeleteBytes, Reserved: s.ReservedBytes,
+			Orphaned: s.OrphanedBytes, OwnMount: s.OwnMount,
+		},
+		Models: int(s.Models), Versions: int(s.Versions), Damaged: int(s.DamagedVersions),
 		Segments: int(s.Segments), Leases: int(s.Leases), OpenPuts: int(s.OpenPuts), BudgetBytes: s.BudgetBytes,
 	}, nil
 }
