@@ -26,12 +26,9 @@ const (
 	layoutText = `{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`
 )
 
-// Options of a layout. The zero value is the production one.
+// Options of a layout. The zero value says nothing.
 type Options struct {
-	// Step is called before each operation that changes the disk, with a name such as "blob.sync". An error makes the
-	// operation fail with it. Tests use it to fail or to kill at the N-th step.
-	Step func(name string) error
-	Log  *zap.Logger
+	Log *zap.Logger
 }
 
 // Layout is an image layout that this process may change. It is safe for concurrent use.

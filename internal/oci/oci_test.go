@@ -22,6 +22,7 @@ import (
 	"oras.land/oras-go/v2/content/memory"
 	orasoci "oras.land/oras-go/v2/content/oci"
 
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -299,19 +300,6 @@ func TestForeignDescriptorsStay(t *testing.T) {
 
 var errInjected = errors.New("injected")
 
-// failAt fails the n-th step.
-func failAt(n int, err error) (opt Options, steps *int, name *string) {
-	steps, name = new(int), new(string)
-	return Options{Step: func(s string) error {
-		*steps++
-		if *steps == n {
-			*name = s
-			return err
-		}
-		return nil
-	}}, steps, name
-}
-
 // Each step of a put and of a remove fails in turn. The layout is the old one or the new one, never between, and reads whole.
 func TestEveryStepFails(t *testing.T) {
 	base := filepath.Join(t.TempDir(), "base")
@@ -327,53 +315,56 @@ func TestEveryStepFails(t *testing.T) {
 			if err := os.CopyFS(path, os.DirFS(base)); err != nil {
 				t.Fatal(err)
 			}
-			opt, steps, name := failAt(n, injected)
 			var failed error
-			if l, err := Open(path, opt); err != nil {
+			var name string
+			at := failpoint.At(n, func(step string) error { name = step; return injected })
+			restore := failpoint.Set(at.Listen)
+			if l, err := Open(path, Options{}); err != nil {
 				failed = err
 			} else {
 				if failed = add(l, next, "a", "v2"); failed == nil {
 					failed = l.Replace(l.Entries()[1:])
 				}
 				switch {
-				case *name != "" && strings.Contains(*name, "sync") && !isFull(injected) && l.ReadOnly() == nil:
-					t.Fatalf("step %d (%s): the layout trusts a disk after a failed fsync", n, *name)
+				case name != "" && strings.Contains(name, "sync") && !isFull(injected) && l.ReadOnly() == nil:
+					t.Fatalf("step %d (%s): the layout trusts a disk after a failed fsync", n, name)
 				case l.ReadOnly() != nil:
 					if err := add(l, next, "b", "v1"); err == nil {
-						t.Fatalf("step %d (%s): written after a failed fsync", n, *name)
+						t.Fatalf("step %d (%s): written after a failed fsync", n, name)
 					}
 				}
 				readAll(t, l, must(l, old, next))
 				l.Close()
 			}
-			if *steps < n {
+			restore()
+			if !at.Hit() {
 				if failed != nil {
 					t.Fatalf("without a fault: %v", failed)
 				}
 				break
 			}
-			seen[*name] = true
+			seen[name] = true
 			l, err := Open(path, Options{})
 			if err != nil {
-				t.Fatalf("step %d (%s, %v): %v", n, *name, failed, err)
+				t.Fatalf("step %d (%s, %v): %v", n, name, failed, err)
 			}
 			for _, e := range l.Entries() {
 				readAll(t, l, map[manifest.Digest]*manifest.Sealed{old.Digest: old, next.Digest: next}[e.Version])
 			}
 			if k := len(l.Entries()); k == 0 || k > 2 {
-				t.Fatalf("step %d (%s): %d entries", n, *name, k)
+				t.Fatalf("step %d (%s): %d entries", n, name, k)
 			}
 			l.Close()
 			checkClean(t, path)
 			for f := range files(t, path) {
 				if !strings.Contains("blobs index.json lock oci-layout reserve tmp", f) {
-					t.Errorf("step %d (%s): stray %s", n, *name, f)
+					t.Errorf("step %d (%s): stray %s", n, name, f)
 				}
 			}
 		}
 		t.Logf("%v at: %v", injected, len(seen))
 		for _, want := range []string{"blob.create", "blob.write", "blob.sync", "blob.rename", "blob.syncdir", "blob.remove", "index.create", "index.write", "index.sync", "index.rename", "index.syncdir"} {
-			if !seen[want] {
+			if !seen["disk."+want] {
 				t.Errorf("step %s never failed; did: %v", want, maps.Collect(maps.All(seen)))
 			}
 		}

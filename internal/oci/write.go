@@ -17,19 +17,23 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
-// step runs one operation on the disk, or fails it with what the test's hook says.
+// step runs one operation on the disk, unless a test fails it there (internal/failpoint), under a name such as "disk.blob.sync".
 func (l *Layout) step(name string, op func() error) error {
-	if l.opt.Step != nil {
-		if err := l.opt.Step(name); err != nil {
+	for {
+		err := failpoint.Step("disk." + name)
+		if err == nil {
+			return op()
+		}
+		if !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	return op()
 }
 
 // errSync marks a failed fsync, after which nothing is written any more.
