@@ -1,58 +1,99 @@
 package store
 
 import (
-	"bufio"
-	"fmt"
-	"os"
-
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
-// admit refuses what would not fit before anything is allocated, and reserves it of the budget.
-func (p *Put) admit(need uint64) error {
-	s := p.s
+// What admission leaves free, to everybody else: of memory the lesser of a tenth and 256 MiB, because filling it ends in an
+// out-of-memory kill; of the segments' file system the lesser of a tenth and 4 MiB, because only the store itself writes
+// there, and tables and the catalog must still fit.
+const (
+	marginMemory = 256 << 20
+	marginFiles  = 4 << 20
+)
+
+const budget = "the budget"
+
+// Room is what can be allocated now, and what says so.
+type Room struct {
+	Free uint64 // bytes, margins taken off
+	Of   uint64 // bytes; the limit itself
+	What string // "shared memory", "memory cgroup /x", "the budget"
+	hint string
+}
+
+// Room is the tightest of all limits: the file system of the segments, the host's available memory, every memory cgroup above
+// the daemon, and its own budget.
+func (s *Store) Room() (Room, error) {
 	space, err := s.dir.Space()
 	if err != nil {
-		return err
+		return Room{}, err
 	}
-	if need > space.Free {
-		return s.noSpace(need, space.Free)
+	room := Room{Free: leave(space.Free, space.Size, marginFiles), Of: space.Size, What: "shared memory",
+		hint: "remove a version ('zcctl ls', 'zcctl rm REF'), or give shared memory more room: mount -o remount,size=SIZE /dev/shm, docker run --shm-size=SIZE"}
+	limits, err := s.memLimits()
+	if err != nil {
+		return Room{}, zcerr.New(zcerr.Other, "read the limits of memory: %w", err)
 	}
-	// A tmpfs may be larger than the memory that is left; filling it then ends in an out-of-memory kill, not in an error.
-	if avail, ok := s.memAvailable(); ok && need+reserveBytes > avail {
-		return s.noSpace(need, avail-min(avail, reserveBytes))
+	for i, l := range limits {
+		if f := leave(l.Free, l.Max, marginMemory); f < room.Free {
+			room = Room{Free: f, Of: l.Max, What: l.Name, hint: "remove a version ('zcctl ls', 'zcctl rm REF'), or end other programs that use memory ('zcctl ps' shows workers)"}
+			if i > 0 {
+				room.hint = "remove a version ('zcctl ls', 'zcctl rm REF'), or raise the limit of the daemon's memory cgroup: systemctl set-property UNIT MemoryMax=SIZE, docker run --memory=SIZE"
+			}
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	room.Free -= min(room.Free, s.admitted)
 	if max := s.opt.MaxBytes; max > 0 {
 		// What deleted versions still pin counts, too: it is memory that the budget was given for.
 		used := s.usedBytesLocked() + s.heldBytesLocked() + s.reserved
-		if used+need > max {
-			return zcerr.New(zcerr.NoSpace, "%s needed, %s left of the budget of %s", units.Bytes(need), units.Bytes(max-min(used, max)), units.Bytes(max)).
-				WithHint("remove a version ('zcctl ls', 'zcctl rm REF'), see who holds deleted ones ('zcctl ls --all', 'zcctl ps'), or start the daemon with a larger --max-bytes")
+		if left := max - min(used, max); left < room.Free {
+			room = Room{Free: left, Of: max, What: budget,
+				hint: "remove a version ('zcctl ls', 'zcctl rm REF'), see who holds deleted ones ('zcctl ls --all', 'zcctl ps'), or start the daemon with a larger --max-bytes"}
 		}
 	}
-	p.reserved = need
-	s.reserved += need
-	return nil
+	if held := s.heldBytesLocked(); held > 0 && room.What != budget {
+		room.hint = units.Bytes(held) + " are held by workers of deleted versions: see 'zcctl ps'; or remove a version: 'zcctl rm REF'"
+	}
+	return room, nil
 }
 
-// reserveBytes of available memory are left to everybody else.
-const reserveBytes = 256 << 20
+// Refuse is the error for what needs more than the room.
+func (r Room) Refuse(need uint64) error {
+	have := units.Bytes(r.Free) + " free in " + r.What + " of " + units.Bytes(r.Of)
+	if r.What == budget {
+		have = units.Bytes(r.Free) + " left of the budget of " + units.Bytes(r.Of)
+	}
+	return zcerr.New(zcerr.NoSpace, "%s needed, %s", units.Bytes(need), have).WithHint("%s", r.hint)
+}
 
-func memAvailable() (uint64, bool) {
-	f, err := os.Open("/proc/meminfo")
+// leave takes a margin off what is free of a limit.
+func leave(free, limit, margin uint64) uint64 { return free - min(free, limit/10, margin) }
+
+// admit refuses what would not fit before anything is allocated, and reserves it of the budget. The caller calls allocated
+// once the kernel's own numbers have it. One put at a time looks and reserves, so that two cannot both take the last room.
+func (p *Put) admit(need uint64) (allocated func(), err error) {
+	s := p.s
+	s.admitting.Lock()
+	defer s.admitting.Unlock()
+	room, err := s.Room()
 	if err != nil {
-		return 0, false
+		return nil, err
 	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		var kb uint64
-		if n, _ := fmt.Sscanf(sc.Text(), "MemAvailable: %d kB", &kb); n == 1 {
-			return kb << 10, true
-		}
+	if need > room.Free {
+		return nil, room.Refuse(need)
 	}
-	return 0, false
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.reserved = need
+	s.reserved += need
+	s.admitted += need
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.admitted -= need
+	}, nil
 }

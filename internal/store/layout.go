@@ -1,11 +1,13 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/safetensors"
@@ -23,6 +25,7 @@ const (
 	pageSize    = 1 << 20 // from here a tensor starts on a page
 	metaFormat  = "zcstore.segment_format"
 	metaAliases = "zcstore.aliases"
+	metaCRC     = "zcstore.crc32c"
 )
 
 // layout is where the rows of a new segment go. The file is a valid safetensors file: the format allows no holes, so rows are
@@ -31,6 +34,9 @@ type layout struct {
 	header []byte
 	offset map[int]int64 // row -> offset in the file
 	size   int64
+
+	entries []int // of the header: a row, or -1-N for padding of N bytes
+	crcAt   int   // where the header has the entries' checksums, eight hexadecimal digits each; 0: it has none
 }
 
 // layOut places the rows of m that rows lists.
@@ -46,13 +52,16 @@ func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
 	h := safetensors.Header{Metadata: map[string]string{metaFormat: strconv.Itoa(SegmentFormat)}}
 	aliases := map[string][]string{}
 	at := int64(0)
+	var entries []int
 	for _, r := range order {
 		t := &m.Tensors[r]
 		size := int64(t.Bytes())
 		if pad := padding(at, alignment(t)); pad > 0 && size > 0 {
 			h.Entries = append(h.Entries, padEntry(len(h.Entries), at, pad))
+			entries = append(entries, -1-int(pad))
 			at += pad
 		}
+		entries = append(entries, r)
 		h.Entries = append(h.Entries, safetensors.Entry{Name: t.Names[0], DType: t.DType, Shape: t.Shape, Begin: at, End: at + size})
 		at += size
 		if len(t.Names) > 1 {
@@ -66,11 +75,21 @@ func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
 		}
 		h.Metadata[metaAliases] = string(b)
 	}
+	// The checksums are not known yet, but their length is. A segment of very many tensors goes without: a header's metadata
+	// is bounded.
+	if 8*len(entries)+len(h.Metadata[metaAliases])+256 <= safetensors.MaxMetadataBytes {
+		h.Metadata[metaCRC] = strings.Repeat("0", 8*len(entries))
+	}
 	header, err := h.Encode(shm.PageSize)
 	if err != nil {
 		return nil, fmt.Errorf("lay out segment: %w", err)
 	}
-	l := &layout{header: header, offset: make(map[int]int64, len(rows)), size: int64(len(header)) + at}
+	l := &layout{header: header, offset: make(map[int]int64, len(rows)), size: int64(len(header)) + at, entries: entries}
+	if len(h.Metadata[metaCRC]) > 0 {
+		// No name and no alias can hold this: in a JSON string every quote has a backslash before it.
+		mark := []byte(`"` + metaCRC + `":"`)
+		l.crcAt = bytes.Index(header, mark) + len(mark)
+	}
 	byName := make(map[string]int64, len(h.Entries))
 	for _, e := range h.Entries {
 		byName[e.Name] = int64(len(header)) + e.Begin

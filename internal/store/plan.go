@@ -12,14 +12,14 @@ func (p *Put) plan() error {
 	s := p.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.checkTargetLocked(p.ref, p.digest, p.replace); err != nil {
+	if err := p.checkTargetLocked(); err != nil {
 		return err
 	}
-	if s.openPuts >= s.opt.MaxPuts {
+	if p.kept == nil && s.openPuts >= s.opt.MaxPuts {
 		return zcerr.New(zcerr.Limit, "%d puts are open, the limit is %d", s.openPuts, s.opt.MaxPuts).WithHint("wait for one to end, or start the daemon with a larger --max-puts")
 	}
 	s.openPuts++
-	if s.versions[p.digest] != nil {
+	if len(p.pending) == 0 && s.versions[p.digest] != nil {
 		p.existed = true
 		return nil
 	}
@@ -43,6 +43,21 @@ func (s *Store) checkTargetLocked(r ref.Ref, d manifest.Digest, replace bool) er
 	return nil
 }
 
+// checkTargetLocked refuses a put that its tag will refuse. The digest of one with pending rows is not known, but when a row
+// is of a size that nothing stored has, it is no stored version's.
+func (p *Put) checkTargetLocked() error {
+	if len(p.pending) > 0 {
+		sizes := p.s.sizesLocked()
+		for _, row := range p.pending {
+			if size := uint64(p.man.Tensors[row].Bytes()); size >= dedupBytes && !sizes[size] {
+				return p.s.checkTargetLocked(p.ref, p.digest, p.replace) // no version has this digest of zeros
+			}
+		}
+		return nil
+	}
+	return p.s.checkTargetLocked(p.ref, p.digest, p.replace)
+}
+
 // shareLocked takes what other versions have, and lists what is wanted.
 func (p *Put) shareLocked() {
 	reuse := p.chooseSegmentsLocked()
@@ -51,7 +66,7 @@ func (p *Put) shareLocked() {
 	for i := range p.man.Tensors {
 		t := &p.man.Tensors[i]
 		size := uint64(t.Bytes())
-		if at, ok := p.s.content[t.SHA256]; ok && size >= dedupBytes && reuse[at.seg] {
+		if at, ok := p.s.content[t.SHA256]; ok && size >= dedupBytes && reuse[at.seg] { // a pending row's zeros are nobody's
 			k, ok := index[at.seg]
 			if !ok {
 				k = len(p.segs)

@@ -18,16 +18,21 @@ type Put struct {
 	s       *Store
 	ref     ref.Ref
 	replace bool
+	kept    *Put // see PutSpec
 	man     *manifest.Manifest
 	digest  manifest.Digest
 
-	existed bool // nothing to send: the digest is stored
+	existed bool  // nothing to send: the digest is stored
+	pending []int // rows whose digest is not known before their bytes are here
 	wanted  []int
 	segs    []*segment       // reused ones; pinned until the end
 	locs    []table.Location // segment index: into segs, or len(segs) for the new one
 	lay     *layout          // nil when nothing is wanted
 	w       *shm.Writer      // nil when nothing is wanted
-	filled  bool
+	filled  []bool           // row -> its bytes are in the segment
+	crc     []uint32         // row -> its CRC32C
+	missing int              // wanted rows that are not filled
+	settled bool
 
 	wantedBytes, sharedBytes uint64
 	reserved                 uint64 // of the budget, until the end
@@ -43,64 +48,100 @@ type PutResult struct {
 	Shared  uint64 // bytes of tensors that other versions had stored
 }
 
-// BeginPut checks a reference and a canonical manifest, and reserves the memory for what is missing. Errors: Invalid,
-// Conflict (an explicit tag points at other bytes), NoSpace, Limit.
+// PutSpec is what a put begins with.
+type PutSpec struct {
+	Ref      string
+	Replace  bool   // let an explicit tag move to other bytes
+	Manifest []byte // canonical
+	Pending  []int  // rows that have zeros for a digest, ascending: theirs is the digest of what arrives
+	Kept     *Put   // a put that Settle refused, whose bytes FillKept takes; it does not count against MaxPuts
+}
+
+// BeginPut is Begin with a complete manifest.
 func (s *Store) BeginPut(target string, replace bool, encoded []byte) (*Put, error) {
-	r, err := ref.Parse(target)
+	return s.Begin(PutSpec{Ref: target, Replace: replace, Manifest: encoded})
+}
+
+// Begin checks a reference and a manifest, and reserves the memory for what is missing. Errors: Invalid, Conflict (an
+// explicit tag points at other bytes), NoSpace, Limit.
+func (s *Store) Begin(spec PutSpec) (*Put, error) {
+	p, err := s.newPut(spec)
 	if err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+		return nil, err
 	}
-	if r.Digest != nil {
-		return nil, zcerr.New(zcerr.Invalid, "reference %s: a put cannot choose its digest", target).WithHint("leave the @sha256:... away")
-	}
-	man, digest, err := manifest.Decode(encoded)
-	if err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "%w", err)
-	}
-	p := &Put{s: s, ref: r, replace: replace, man: man, digest: digest}
 	if err := p.plan(); err != nil {
 		return nil, err
 	}
-	if err := p.reserve(); err != nil {
+	if err = p.layOut(); err == nil {
+		err = p.reserve()
+	}
+	if err != nil {
 		p.Abort()
 		return nil, err
 	}
 	return p, nil
 }
 
-// reserve lays out the new segment and allocates every page of it. Large ones take a while, so no lock is held.
-func (p *Put) reserve() error {
+func (s *Store) newPut(spec PutSpec) (*Put, error) {
+	r, err := ref.Parse(spec.Ref)
+	if err != nil {
+		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	if r.Digest != nil {
+		return nil, zcerr.New(zcerr.Invalid, "reference %s: a put cannot choose its digest", spec.Ref).WithHint("leave the @sha256:... away")
+	}
+	man, digest, err := manifest.Decode(spec.Manifest)
+	if err != nil {
+		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	p := &Put{s: s, ref: r, replace: spec.Replace, kept: spec.Kept, man: man, digest: digest, pending: spec.Pending}
+	for k, row := range p.pending {
+		if row < 0 || row >= len(man.Tensors) || (k > 0 && p.pending[k-1] >= row) || man.Tensors[row].SHA256 != (manifest.Digest{}) {
+			return nil, zcerr.New(zcerr.Invalid, "pending row %d of %d is not there, not in order, or has a digest", row, len(man.Tensors))
+		}
+	}
+	return p, nil
+}
+
+// layOut places the wanted rows in a new segment.
+func (p *Put) layOut() error {
 	if len(p.wanted) == 0 {
-		p.filled = true
 		return nil
 	}
 	lay, err := layOut(p.man, p.wanted)
 	if err != nil {
 		return zcerr.New(zcerr.Invalid, "%w", err)
 	}
-	p.lay = lay
+	p.lay, p.missing = lay, len(p.wanted)
+	p.filled, p.crc = make([]bool, len(p.man.Tensors)), make([]uint32, len(p.man.Tensors))
 	for _, row := range p.wanted {
 		p.locs[row] = table.Location{Segment: len(p.segs), Offset: uint64(lay.offset[row])}
 	}
-	if err := p.admit(uint64(lay.size)); err != nil {
+	return nil
+}
+
+// reserve allocates every page of the new segment. Large ones take a while, so no lock is held.
+func (p *Put) reserve() error {
+	if p.lay == nil {
+		return nil
+	}
+	allocated, err := p.admit(uint64(p.lay.size))
+	if err != nil {
 		return err
 	}
-	if p.w, err = p.s.dir.Create(lay.size); err != nil {
+	defer allocated()
+	if p.w, err = p.s.dir.Create(p.lay.size); err != nil {
 		p.s.mu.Lock()
 		defer p.s.mu.Unlock()
 		return p.s.explainLocked(err)
 	}
-	if err := p.countFilling(); err != nil {
-		return err
-	}
-	_, err = p.w.WriteAt(lay.header, 0)
-	return err
+	return p.countFilling()
 }
 
 // Existed reports that the version is stored already, so that Commit only names it.
 func (p *Put) Existed() bool { return p.existed }
 
-// Digest is the version's digest.
+// Digest is the version's digest; with pending rows, only after Settle.
 func (p *Put) Digest() manifest.Digest { return p.digest }
 
 // Wanted lists the rows whose bytes Fill expects, in order.
@@ -116,11 +157,15 @@ func (p *Put) SharedBytes() uint64 { return p.sharedBytes }
 func (p *Put) Rows() int { return len(p.man.Tensors) }
 
 // Commit publishes the version and names it. Afterwards it is there whole, whatever happens to the daemon.
-// Errors: as BeginPut; Invalid when bytes are missing.
+// Errors: as Begin; Invalid when bytes are missing; Conflict when Settle wants the put again.
 func (p *Put) Commit() (*PutResult, error) {
 	defer p.Abort()
-	if !p.existed && !p.filled {
-		return nil, zcerr.New(zcerr.Invalid, "commit before all bytes were sent")
+	again, err := p.Settle()
+	if err != nil {
+		return nil, err
+	}
+	if again != nil {
+		return nil, zcerr.New(zcerr.Conflict, "a tensor that came without a digest is stored already").WithHint("put it again with the digests")
 	}
 	fresh, encoded, err := p.publishSegment()
 	if err != nil {

@@ -35,6 +35,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/internal/memlimit"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
@@ -68,7 +69,7 @@ type Options struct {
 
 // Store is safe for concurrent use.
 type Store struct {
-	memAvailable func() (bytes uint64, known bool) // immutable; replaced by tests
+	memLimits func() ([]memlimit.Limit, error) // immutable; replaced by tests
 
 	opt      Options     // immutable
 	dir      shm.Backing // immutable; a *shm.Dir or another
@@ -78,6 +79,8 @@ type Store struct {
 	started  time.Time   // immutable
 	adopted  int         // immutable; versions found at Open
 	ready    bool        // immutable after Open: what is stored was read
+
+	admitting sync.Mutex // taken before mu; held while the limits of memory are read
 
 	mu       sync.Mutex
 	models   map[string]*model            // guarded by mu
@@ -92,6 +95,7 @@ type Store struct {
 	closed   bool                         // guarded by mu
 	reserved uint64                       // guarded by mu; bytes of segments that open puts fill
 	filling  uint64                       // guarded by mu; blocks of their files, which have no name yet
+	admitted uint64                       // guarded by mu; of these, what is not yet allocated
 }
 
 // model is a name with its tags. Fields are guarded by Store.mu.
@@ -118,7 +122,8 @@ type version struct {
 }
 
 type rowPlace struct {
-	sum manifest.Digest
+	sum  manifest.Digest
+	size uint64
 	place
 }
 
@@ -178,7 +183,7 @@ func Open(opt Options) (*Store, error) {
 		dir, lock = d, l
 	}
 	s := &Store{
-		opt: opt, memAvailable: memAvailable, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
+		opt: opt, memLimits: func() ([]memlimit.Limit, error) { return memlimit.Read("") }, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
 		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{},
 		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
 	}
@@ -389,7 +394,7 @@ func newVersion(m *manifest.Manifest, digest manifest.Digest, tableUse shm.Usage
 		}
 		v.used[locs[i].Segment] += size
 		if size >= dedupBytes {
-			v.rows = append(v.rows, rowPlace{m.Tensors[i].SHA256, place{segs[locs[i].Segment], locs[i].Offset}})
+			v.rows = append(v.rows, rowPlace{m.Tensors[i].SHA256, size, place{segs[locs[i].Segment], locs[i].Offset}})
 		}
 	}
 	return v

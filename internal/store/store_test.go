@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/zcstore/zcstore/internal/memlimit"
 	"github.com/zcstore/zcstore/internal/testleak"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/safetensors"
@@ -525,7 +526,9 @@ func TestVerifyFindsEveryFlippedBit(t *testing.T) {
 
 func TestMemoryThatOthersNeedIsLeftAlone(t *testing.T) {
 	s := open(t, testPath(t))
-	s.memAvailable = func() (uint64, bool) { return reserveBytes + 200_000, true }
+	s.memLimits = func() ([]memlimit.Limit, error) {
+		return []memlimit.Limit{{Name: "host", Max: 100 << 30, Free: marginMemory + 200_000}}, nil
+	}
 	if _, err := putErr(s, "m", false, sealed(t, draft(big...))); !errors.Is(err, zcerr.NoSpace) {
 		t.Errorf("a put that leaves too little: %v", err)
 	}

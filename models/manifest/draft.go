@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sort"
 	"sync"
 
@@ -28,37 +29,51 @@ type DraftTensor struct {
 	Data  io.ReaderAt // the plain bytes, from 0; read more than once, from several goroutines
 }
 
-// Sealed is a draft with every tensor hashed: the manifest, its canonical form and digest, and the bytes of each of its rows.
+// Sealed is a draft as a manifest: its canonical form and digest, and the bytes of each of its rows.
 type Sealed struct {
 	Manifest *Manifest
 	Encoded  []byte
 	Digest   Digest
 	Data     []io.ReaderAt // one a row of Manifest.Tensors
+	Pending  []int         // rows that were not hashed, in order: their digest is zero, and Digest means nothing
+	From     []int         // row -> a tensor of the draft with its bytes
 }
 
 // Seal reads and hashes every tensor, on all cores, joins tensors with equal bytes, dtype and shape into one row, and puts
 // rows and params in order. progress, when not nil, is told the bytes hashed so far; it is called from several goroutines.
-// The draft's tree is taken over and changed.
 func (d *Draft) Seal(ctx context.Context, progress func(bytes int)) (*Sealed, error) {
-	sums, err := d.hash(ctx, progress)
-	if err != nil {
+	all := make([]int, len(d.Tensors))
+	for i := range all {
+		all[i] = i
+	}
+	sums := make([]Digest, len(d.Tensors))
+	if err := d.Hash(ctx, all, sums, progress); err != nil {
 		return nil, err
 	}
-	type identity struct {
-		sum   Digest
-		dtype tensor.DType
-		shape string
-	}
+	return d.SealWith(sums)
+}
+
+// identity is what two tensors have in common that are one row.
+type identity struct {
+	sum   Digest
+	dtype tensor.DType
+	shape string
+}
+
+// SealWith is Seal with the tensors' digests known; a zero digest is a pending row, joined with no other. The draft is not
+// changed and may be sealed again.
+func (d *Draft) SealWith(sums []Digest) (*Sealed, error) {
 	type row struct {
 		Tensor
-		data io.ReaderAt
+		from int
 	}
 	var rows []*row
 	rowOf := make([]*row, len(d.Tensors)) // draft index -> row
 	byContent := map[identity]*row{}
 	for i, t := range d.Tensors {
 		id := identity{sums[i], t.DType, t.Shape.String()}
-		if r := byContent[id]; r != nil {
+		known := sums[i] != Digest{}
+		if r := byContent[id]; known && r != nil {
 			if role, ok := r.Role.Merge(t.Role); ok {
 				r.Role = role
 				r.Names = append(r.Names, t.Names...)
@@ -66,8 +81,10 @@ func (d *Draft) Seal(ctx context.Context, progress func(bytes int)) (*Sealed, er
 				continue
 			}
 		}
-		r := &row{Tensor: Tensor{Names: append([]string(nil), t.Names...), DType: t.DType, Shape: t.Shape, Role: t.Role, SHA256: sums[i]}, data: t.Data}
-		byContent[id] = r
+		r := &row{Tensor: Tensor{Names: append([]string(nil), t.Names...), DType: t.DType, Shape: t.Shape, Role: t.Role, SHA256: sums[i]}, from: i}
+		if known {
+			byContent[id] = r
+		}
 		rows = append(rows, r)
 		rowOf[i] = r
 	}
@@ -76,23 +93,46 @@ func (d *Draft) Seal(ctx context.Context, progress func(bytes int)) (*Sealed, er
 	}
 	sort.SliceStable(rows, func(i, j int) bool { return first(rows[i].Names) < first(rows[j].Names) })
 	index := make(map[*row]int, len(rows))
-	s := &Sealed{Manifest: &Manifest{Root: d.Root, Tensors: make([]Tensor, len(rows))}, Data: make([]io.ReaderAt, len(rows))}
 	for i, r := range rows {
-		index[r], s.Manifest.Tensors[i], s.Data[i] = i, r.Tensor, r.data
+		index[r] = i
 	}
-	if err := renumber(d.Root, func(i int) (int, bool) {
+	root, err := renumber(d.Root, func(i int) (int, bool) {
 		if i < 0 || i >= len(rowOf) {
 			return 0, false
 		}
 		return index[rowOf[i]], true
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, err
+	}
+	s := &Sealed{Manifest: &Manifest{Root: root, Tensors: make([]Tensor, len(rows))}, Data: make([]io.ReaderAt, len(rows)), From: make([]int, len(rows))}
+	for i, r := range rows {
+		s.Manifest.Tensors[i], s.Data[i], s.From[i] = r.Tensor, d.Tensors[r.from].Data, r.from
+		if r.SHA256 == (Digest{}) {
+			s.Pending = append(s.Pending, i)
+		}
 	}
 	s.Encoded, s.Digest, err = s.Manifest.Encode()
 	if err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// Twins reports whether the manifest has two rows that Seal makes one.
+func (m *Manifest) Twins() bool {
+	seen := make(map[identity][]tensor.Role, len(m.Tensors))
+	for i := range m.Tensors {
+		t := &m.Tensors[i]
+		id := identity{t.SHA256, t.DType, t.Shape.String()}
+		for _, role := range seen[id] {
+			if _, ok := role.Merge(t.Role); ok {
+				return true
+			}
+		}
+		seen[id] = append(seen[id], t.Role)
+	}
+	return false
 }
 
 func first(names []string) string {
@@ -102,33 +142,36 @@ func first(names []string) string {
 	return names[0]
 }
 
-// renumber moves every param from the draft's index to the row's, and sorts what has to be sorted.
-func renumber(n *Node, to func(int) (int, bool)) error {
+// renumber copies a tree with every param moved from the draft's index to the row's, and sorts what has to be sorted.
+func renumber(n *Node, to func(int) (int, bool)) (*Node, error) {
 	if n == nil {
-		return nil
+		return nil, nil
 	}
-	for i := range n.Params {
-		row, ok := to(n.Params[i].Tensor)
+	c := *n
+	c.Params, c.Items = slices.Clone(n.Params), slices.Clone(n.Items)
+	for i := range c.Params {
+		row, ok := to(c.Params[i].Tensor)
 		if !ok {
-			return fmt.Errorf("parameter %s points at no tensor of the draft", quote(n.Params[i].Name))
+			return nil, fmt.Errorf("parameter %s points at no tensor of the draft", quote(c.Params[i].Name))
 		}
-		n.Params[i].Tensor = row
+		c.Params[i].Tensor = row
 	}
-	sort.Slice(n.Params, func(i, j int) bool { return n.Params[i].Name < n.Params[j].Name })
-	if n.Kind == Dict {
-		sort.Slice(n.Items, func(i, j int) bool { return n.Items[i].Key < n.Items[j].Key })
+	sort.Slice(c.Params, func(i, j int) bool { return c.Params[i].Name < c.Params[j].Name })
+	if c.Kind == Dict {
+		sort.Slice(c.Items, func(i, j int) bool { return c.Items[i].Key < c.Items[j].Key })
 	}
-	for _, it := range n.Items {
-		if err := renumber(it.Node, to); err != nil {
-			return err
+	for i := range c.Items {
+		var err error
+		if c.Items[i].Node, err = renumber(c.Items[i].Node, to); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return &c, nil
 }
 
-// hash gives the SHA-256 of every tensor, several tensors at a time.
-func (d *Draft) hash(ctx context.Context, progress func(int)) ([]Digest, error) {
-	sums := make([]Digest, len(d.Tensors))
+// Hash reads the tensors that which lists, several at a time, and sets their places of sums to their SHA-256. progress is as
+// for Seal.
+func (d *Draft) Hash(ctx context.Context, which []int, sums []Digest, progress func(bytes int)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	next := make(chan int)
@@ -161,7 +204,7 @@ func (d *Draft) hash(ctx context.Context, progress func(int)) ([]Digest, error) 
 		}()
 	}
 feed:
-	for i := range d.Tensors {
+	for _, i := range which {
 		select {
 		case next <- i:
 		case <-ctx.Done():
@@ -170,7 +213,7 @@ feed:
 	}
 	close(next)
 	wg.Wait()
-	return sums, context.Cause(ctx)
+	return context.Cause(ctx)
 }
 
 // hashTensor reads a tensor through buf, telling count about every part, until ctx ends.

@@ -243,6 +243,14 @@ type PutBegin struct {
 	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`                                           // name[:tag]; a bare name makes the next version
 	Replace       bool                   `protobuf:"varint,3,opt,name=replace,proto3" json:"replace,omitempty"`                                  // let an explicit tag move to other bytes
 	ManifestBytes uint64                 `protobuf:"varint,4,opt,name=manifest_bytes,json=manifestBytes,proto3" json:"manifest_bytes,omitempty"` // size of the manifest that follows in chunks
+	// Rows without a digest, bits as in PutPlan.wanted: the manifest has zeros there, the server hashes what arrives and fills
+	// them in. Such a row is always wanted.
+	Pending []byte `protobuf:"bytes,5,opt,name=pending,proto3" json:"pending,omitempty"`
+	// The source cannot be read twice. After again the stream goes on: begin and the complete manifest once more, with keep,
+	// and the server takes the bytes from what it has received.
+	Keep bool `protobuf:"varint,6,opt,name=keep,proto3" json:"keep,omitempty"`
+	// Only plan: nothing is allocated, and the stream ends after the plan.
+	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +313,27 @@ func (x *PutBegin) GetManifestBytes() uint64 {
 	return 0
 }
 
+func (x *PutBegin) GetPending() []byte {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *PutBegin) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+func (x *PutBegin) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type PutCommit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -347,6 +376,8 @@ type PutReply struct {
 	//
 	//	*PutReply_Plan
 	//	*PutReply_Done
+	//	*PutReply_Again
+	//	*PutReply_Progress
 	Step          isPutReply_Step `protobuf_oneof:"step"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -407,6 +438,24 @@ func (x *PutReply) GetDone() *PutDone {
 	return nil
 }
 
+func (x *PutReply) GetAgain() *PutAgain {
+	if x != nil {
+		if x, ok := x.Step.(*PutReply_Again); ok {
+			return x.Again
+		}
+	}
+	return nil
+}
+
+func (x *PutReply) GetProgress() *PutProgress {
+	if x != nil {
+		if x, ok := x.Step.(*PutReply_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
 type isPutReply_Step interface {
 	isPutReply_Step()
 }
@@ -419,9 +468,120 @@ type PutReply_Done struct {
 	Done *PutDone `protobuf:"bytes,2,opt,name=done,proto3,oneof"`
 }
 
+type PutReply_Again struct {
+	Again *PutAgain `protobuf:"bytes,3,opt,name=again,proto3,oneof"` // ends the put, unless it keeps
+}
+
+type PutReply_Progress struct {
+	Progress *PutProgress `protobuf:"bytes,4,opt,name=progress,proto3,oneof"` // any number, between plan and done
+}
+
 func (*PutReply_Plan) isPutReply_Step() {}
 
 func (*PutReply_Done) isPutReply_Step() {}
+
+func (*PutReply_Again) isPutReply_Step() {}
+
+func (*PutReply_Progress) isPutReply_Step() {}
+
+// PutAgain says that among the pending rows there is one with the content of another row or of a stored tensor, which must
+// not be stored twice. Nothing of the put is left; the client puts again with the complete manifest.
+type PutAgain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digests       []byte                 `protobuf:"bytes,1,opt,name=digests,proto3" json:"digests,omitempty"` // SHA-256 of the pending rows, 32 bytes each, in the order of the manifest
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`      // another again follows with the next digests
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutAgain) Reset() {
+	*x = PutAgain{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutAgain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutAgain) ProtoMessage() {}
+
+func (x *PutAgain) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutAgain.ProtoReflect.Descriptor instead.
+func (*PutAgain) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PutAgain) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *PutAgain) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+// PutProgress is how far the server is with what it reads itself.
+type PutProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DoneBytes     uint64                 `protobuf:"varint,1,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"` // of PutPlan.wanted_bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutProgress) Reset() {
+	*x = PutProgress{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutProgress) ProtoMessage() {}
+
+func (x *PutProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutProgress.ProtoReflect.Descriptor instead.
+func (*PutProgress) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PutProgress) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
 
 // PutPlan says which tensors to send: the bits of wanted, in the order of the manifest's tensor rows, least significant
 // first. The bytes go on one raw connection that opens with the ticket, in that order, without any framing.
@@ -431,13 +591,18 @@ type PutPlan struct {
 	WantedBytes   uint64                 `protobuf:"varint,2,opt,name=wanted_bytes,json=wantedBytes,proto3" json:"wanted_bytes,omitempty"`
 	Ticket        string                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`                               // one use, this peer only; empty when nothing is wanted
 	SharedBytes   uint64                 `protobuf:"varint,4,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"` // bytes the store already has, of other versions
+	Sources       bool                   `protobuf:"varint,5,opt,name=sources,proto3" json:"sources,omitempty"`                            // the raw channel takes "ZCR1 sources TICKET" as well: files, and rows in any order
+	NeedBytes     uint64                 `protobuf:"varint,6,opt,name=need_bytes,json=needBytes,proto3" json:"need_bytes,omitempty"`       // what the new segment takes
+	FreeBytes     uint64                 `protobuf:"varint,7,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`       // dry_run: what could be allocated now
+	FreeLimit     string                 `protobuf:"bytes,8,opt,name=free_limit,json=freeLimit,proto3" json:"free_limit,omitempty"`        // dry_run: what sets free_bytes, in words
+	Existed       bool                   `protobuf:"varint,9,opt,name=existed,proto3" json:"existed,omitempty"`                            // dry_run: the digest is stored already
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutPlan) Reset() {
 	*x = PutPlan{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[4]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +614,7 @@ func (x *PutPlan) String() string {
 func (*PutPlan) ProtoMessage() {}
 
 func (x *PutPlan) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[4]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +627,7 @@ func (x *PutPlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutPlan.ProtoReflect.Descriptor instead.
 func (*PutPlan) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{4}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PutPlan) GetWanted() []byte {
@@ -493,6 +658,146 @@ func (x *PutPlan) GetSharedBytes() uint64 {
 	return 0
 }
 
+func (x *PutPlan) GetSources() bool {
+	if x != nil {
+		return x.Sources
+	}
+	return false
+}
+
+func (x *PutPlan) GetNeedBytes() uint64 {
+	if x != nil {
+		return x.NeedBytes
+	}
+	return 0
+}
+
+func (x *PutPlan) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *PutPlan) GetFreeLimit() string {
+	if x != nil {
+		return x.FreeLimit
+	}
+	return ""
+}
+
+func (x *PutPlan) GetExisted() bool {
+	if x != nil {
+		return x.Existed
+	}
+	return false
+}
+
+type HaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sizes         []uint64               `protobuf:"varint,1,rep,packed,name=sizes,proto3" json:"sizes,omitempty"` // in bytes, at most 100,000
+	Digests       []byte                 `protobuf:"bytes,2,opt,name=digests,proto3" json:"digests,omitempty"`     // SHA-256, 32 bytes each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HaveRequest) Reset() {
+	*x = HaveRequest{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HaveRequest) ProtoMessage() {}
+
+func (x *HaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HaveRequest.ProtoReflect.Descriptor instead.
+func (*HaveRequest) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HaveRequest) GetSizes() []uint64 {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *HaveRequest) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+// HaveReply has a bit for each size and digest asked for, set where a stored tensor has it; least significant first.
+type HaveReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sizes         []byte                 `protobuf:"bytes,1,opt,name=sizes,proto3" json:"sizes,omitempty"`
+	Digests       []byte                 `protobuf:"bytes,2,opt,name=digests,proto3" json:"digests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HaveReply) Reset() {
+	*x = HaveReply{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HaveReply) ProtoMessage() {}
+
+func (x *HaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HaveReply.ProtoReflect.Descriptor instead.
+func (*HaveReply) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *HaveReply) GetSizes() []byte {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *HaveReply) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
 type PutDone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       *VersionInfo           `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -505,7 +810,7 @@ type PutDone struct {
 
 func (x *PutDone) Reset() {
 	*x = PutDone{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[5]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +822,7 @@ func (x *PutDone) String() string {
 func (*PutDone) ProtoMessage() {}
 
 func (x *PutDone) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[5]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +835,7 @@ func (x *PutDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutDone.ProtoReflect.Descriptor instead.
 func (*PutDone) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{5}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PutDone) GetVersion() *VersionInfo {
@@ -576,7 +881,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[6]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +893,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[6]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +906,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{6}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AttachRequest) GetProtocol() uint32 {
@@ -673,7 +978,7 @@ type AttachReply struct {
 
 func (x *AttachReply) Reset() {
 	*x = AttachReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[7]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +990,7 @@ func (x *AttachReply) String() string {
 func (*AttachReply) ProtoMessage() {}
 
 func (x *AttachReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[7]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +1003,7 @@ func (x *AttachReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachReply.ProtoReflect.Descriptor instead.
 func (*AttachReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{7}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AttachReply) GetStep() isAttachReply_Step {
@@ -775,7 +1080,7 @@ type Attached struct {
 
 func (x *Attached) Reset() {
 	*x = Attached{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[8]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1092,7 @@ func (x *Attached) String() string {
 func (*Attached) ProtoMessage() {}
 
 func (x *Attached) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[8]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1105,7 @@ func (x *Attached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attached.ProtoReflect.Descriptor instead.
 func (*Attached) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{8}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Attached) GetLease() uint64 {
@@ -874,7 +1179,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[9]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +1191,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[9]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1204,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{9}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Error) GetCode() uint32 {
@@ -954,7 +1259,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[10]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1271,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[10]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1284,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{10}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListRequest) GetName() string {
@@ -1005,7 +1310,7 @@ type ShowRequest struct {
 
 func (x *ShowRequest) Reset() {
 	*x = ShowRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1322,7 @@ func (x *ShowRequest) String() string {
 func (*ShowRequest) ProtoMessage() {}
 
 func (x *ShowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1335,7 @@ func (x *ShowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRequest.ProtoReflect.Descriptor instead.
 func (*ShowRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{11}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShowRequest) GetRef() string {
@@ -1060,7 +1365,7 @@ type VersionInfo struct {
 
 func (x *VersionInfo) Reset() {
 	*x = VersionInfo{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1377,7 @@ func (x *VersionInfo) String() string {
 func (*VersionInfo) ProtoMessage() {}
 
 func (x *VersionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1390,7 @@ func (x *VersionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionInfo.ProtoReflect.Descriptor instead.
 func (*VersionInfo) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{12}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VersionInfo) GetName() string {
@@ -1187,7 +1492,7 @@ type SegmentInfo struct {
 
 func (x *SegmentInfo) Reset() {
 	*x = SegmentInfo{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1504,7 @@ func (x *SegmentInfo) String() string {
 func (*SegmentInfo) ProtoMessage() {}
 
 func (x *SegmentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1517,7 @@ func (x *SegmentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SegmentInfo.ProtoReflect.Descriptor instead.
 func (*SegmentInfo) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{13}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SegmentInfo) GetId() string {
@@ -1280,7 +1585,7 @@ type Guarantee struct {
 
 func (x *Guarantee) Reset() {
 	*x = Guarantee{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1597,7 @@ func (x *Guarantee) String() string {
 func (*Guarantee) ProtoMessage() {}
 
 func (x *Guarantee) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1610,7 @@ func (x *Guarantee) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guarantee.ProtoReflect.Descriptor instead.
 func (*Guarantee) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{14}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Guarantee) GetOtherUids() Reach {
@@ -1368,7 +1673,7 @@ type TagRequest struct {
 
 func (x *TagRequest) Reset() {
 	*x = TagRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1685,7 @@ func (x *TagRequest) String() string {
 func (*TagRequest) ProtoMessage() {}
 
 func (x *TagRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1698,7 @@ func (x *TagRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagRequest.ProtoReflect.Descriptor instead.
 func (*TagRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{15}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TagRequest) GetSource() string {
@@ -1427,7 +1732,7 @@ type TagReply struct {
 
 func (x *TagReply) Reset() {
 	*x = TagReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1744,7 @@ func (x *TagReply) String() string {
 func (*TagReply) ProtoMessage() {}
 
 func (x *TagReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1757,7 @@ func (x *TagReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagReply.ProtoReflect.Descriptor instead.
 func (*TagReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{16}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TagReply) GetDigest() []byte {
@@ -1479,7 +1784,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1796,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1809,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{17}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -1534,7 +1839,7 @@ type RemoveReply struct {
 
 func (x *RemoveReply) Reset() {
 	*x = RemoveReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1851,7 @@ func (x *RemoveReply) String() string {
 func (*RemoveReply) ProtoMessage() {}
 
 func (x *RemoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1864,7 @@ func (x *RemoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReply.ProtoReflect.Descriptor instead.
 func (*RemoveReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{18}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RemoveReply) GetUntagged() []string {
@@ -1606,7 +1911,7 @@ type HoldersRequest struct {
 
 func (x *HoldersRequest) Reset() {
 	*x = HoldersRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1923,7 @@ func (x *HoldersRequest) String() string {
 func (*HoldersRequest) ProtoMessage() {}
 
 func (x *HoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1936,7 @@ func (x *HoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldersRequest.ProtoReflect.Descriptor instead.
 func (*HoldersRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{19}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HoldersRequest) GetName() string {
@@ -1657,7 +1962,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1974,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1987,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Holder) GetLease() uint64 {
@@ -1744,13 +2049,14 @@ func (x *Holder) GetDeleted() bool {
 type VerifyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Quick         bool                   `protobuf:"varint,2,opt,name=quick,proto3" json:"quick,omitempty"` // compare CRC32C, not SHA-256. UNIMPLEMENTED when a segment has none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +2068,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +2081,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VerifyRequest) GetRef() string {
@@ -1783,6 +2089,13 @@ func (x *VerifyRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *VerifyRequest) GetQuick() bool {
+	if x != nil {
+		return x.Quick
+	}
+	return false
 }
 
 type VerifyReply struct {
@@ -1798,7 +2111,7 @@ type VerifyReply struct {
 
 func (x *VerifyReply) Reset() {
 	*x = VerifyReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +2123,7 @@ func (x *VerifyReply) String() string {
 func (*VerifyReply) ProtoMessage() {}
 
 func (x *VerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +2136,7 @@ func (x *VerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReply.ProtoReflect.Descriptor instead.
 func (*VerifyReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{22}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VerifyReply) GetRef() string {
@@ -1869,7 +2182,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +2194,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2207,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{23}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{27}
 }
 
 type StatusReply struct {
@@ -1935,7 +2248,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2260,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2273,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{24}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatusReply) GetProtocol() uint32 {
@@ -2184,22 +2497,47 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x05begin\x18\x01 \x01(\v2\x14.zcstore.v1.PutBeginH\x00R\x05begin\x12\x1c\n" +
 	"\bmanifest\x18\x02 \x01(\fH\x00R\bmanifest\x12/\n" +
 	"\x06commit\x18\x03 \x01(\v2\x15.zcstore.v1.PutCommitH\x00R\x06commitB\x06\n" +
-	"\x04step\"y\n" +
+	"\x04step\"\xc0\x01\n" +
 	"\bPutBegin\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x18\n" +
 	"\areplace\x18\x03 \x01(\bR\areplace\x12%\n" +
-	"\x0emanifest_bytes\x18\x04 \x01(\x04R\rmanifestBytes\"\v\n" +
-	"\tPutCommit\"h\n" +
+	"\x0emanifest_bytes\x18\x04 \x01(\x04R\rmanifestBytes\x12\x18\n" +
+	"\apending\x18\x05 \x01(\fR\apending\x12\x12\n" +
+	"\x04keep\x18\x06 \x01(\bR\x04keep\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\"\v\n" +
+	"\tPutCommit\"\xcd\x01\n" +
 	"\bPutReply\x12)\n" +
 	"\x04plan\x18\x01 \x01(\v2\x13.zcstore.v1.PutPlanH\x00R\x04plan\x12)\n" +
-	"\x04done\x18\x02 \x01(\v2\x13.zcstore.v1.PutDoneH\x00R\x04doneB\x06\n" +
-	"\x04step\"\x7f\n" +
+	"\x04done\x18\x02 \x01(\v2\x13.zcstore.v1.PutDoneH\x00R\x04done\x12,\n" +
+	"\x05again\x18\x03 \x01(\v2\x14.zcstore.v1.PutAgainH\x00R\x05again\x125\n" +
+	"\bprogress\x18\x04 \x01(\v2\x17.zcstore.v1.PutProgressH\x00R\bprogressB\x06\n" +
+	"\x04step\"8\n" +
+	"\bPutAgain\x12\x18\n" +
+	"\adigests\x18\x01 \x01(\fR\adigests\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\",\n" +
+	"\vPutProgress\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x01 \x01(\x04R\tdoneBytes\"\x90\x02\n" +
 	"\aPutPlan\x12\x16\n" +
 	"\x06wanted\x18\x01 \x01(\fR\x06wanted\x12!\n" +
 	"\fwanted_bytes\x18\x02 \x01(\x04R\vwantedBytes\x12\x16\n" +
 	"\x06ticket\x18\x03 \x01(\tR\x06ticket\x12!\n" +
-	"\fshared_bytes\x18\x04 \x01(\x04R\vsharedBytes\"\x9e\x01\n" +
+	"\fshared_bytes\x18\x04 \x01(\x04R\vsharedBytes\x12\x18\n" +
+	"\asources\x18\x05 \x01(\bR\asources\x12\x1d\n" +
+	"\n" +
+	"need_bytes\x18\x06 \x01(\x04R\tneedBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\a \x01(\x04R\tfreeBytes\x12\x1d\n" +
+	"\n" +
+	"free_limit\x18\b \x01(\tR\tfreeLimit\x12\x18\n" +
+	"\aexisted\x18\t \x01(\bR\aexisted\"=\n" +
+	"\vHaveRequest\x12\x14\n" +
+	"\x05sizes\x18\x01 \x03(\x04R\x05sizes\x12\x18\n" +
+	"\adigests\x18\x02 \x01(\fR\adigests\";\n" +
+	"\tHaveReply\x12\x14\n" +
+	"\x05sizes\x18\x01 \x01(\fR\x05sizes\x12\x18\n" +
+	"\adigests\x18\x02 \x01(\fR\adigests\"\x9e\x01\n" +
 	"\aPutDone\x121\n" +
 	"\aversion\x18\x01 \x01(\v2\x17.zcstore.v1.VersionInfoR\aversion\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12#\n" +
@@ -2303,9 +2641,10 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x18\n" +
 	"\acommand\x18\x06 \x01(\tR\acommand\x12\"\n" +
 	"\rsince_unix_ms\x18\a \x01(\x03R\vsinceUnixMs\x12\x18\n" +
-	"\adeleted\x18\b \x01(\bR\adeleted\"!\n" +
+	"\adeleted\x18\b \x01(\bR\adeleted\"7\n" +
 	"\rVerifyRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x81\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
+	"\x05quick\x18\x02 \x01(\bR\x05quick\"\x81\x01\n" +
 	"\vVerifyReply\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x18\n" +
@@ -2359,9 +2698,10 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\n" +
 	"SWAP_NEVER\x10\x01\x12\r\n" +
 	"\tSWAP_NONE\x10\x02\x12\x11\n" +
-	"\rSWAP_POSSIBLE\x10\x032\xa4\x04\n" +
+	"\rSWAP_POSSIBLE\x10\x032\xdc\x04\n" +
 	"\x05Store\x127\n" +
-	"\x03Put\x12\x16.zcstore.v1.PutRequest\x1a\x14.zcstore.v1.PutReply(\x010\x01\x12@\n" +
+	"\x03Put\x12\x16.zcstore.v1.PutRequest\x1a\x14.zcstore.v1.PutReply(\x010\x01\x126\n" +
+	"\x04Have\x12\x17.zcstore.v1.HaveRequest\x1a\x15.zcstore.v1.HaveReply\x12@\n" +
 	"\x06Attach\x12\x19.zcstore.v1.AttachRequest\x1a\x17.zcstore.v1.AttachReply(\x010\x01\x12:\n" +
 	"\x04List\x12\x17.zcstore.v1.ListRequest\x1a\x17.zcstore.v1.VersionInfo0\x01\x128\n" +
 	"\x04Show\x12\x17.zcstore.v1.ShowRequest\x1a\x17.zcstore.v1.VersionInfo\x123\n" +
@@ -2384,7 +2724,7 @@ func file_zcstore_v1_zcstore_proto_rawDescGZIP() []byte {
 }
 
 var file_zcstore_v1_zcstore_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(Reach)(0),             // 0: zcstore.v1.Reach
 	(Swap)(0),              // 1: zcstore.v1.Swap
@@ -2392,66 +2732,74 @@ var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(*PutBegin)(nil),       // 3: zcstore.v1.PutBegin
 	(*PutCommit)(nil),      // 4: zcstore.v1.PutCommit
 	(*PutReply)(nil),       // 5: zcstore.v1.PutReply
-	(*PutPlan)(nil),        // 6: zcstore.v1.PutPlan
-	(*PutDone)(nil),        // 7: zcstore.v1.PutDone
-	(*AttachRequest)(nil),  // 8: zcstore.v1.AttachRequest
-	(*AttachReply)(nil),    // 9: zcstore.v1.AttachReply
-	(*Attached)(nil),       // 10: zcstore.v1.Attached
-	(*Error)(nil),          // 11: zcstore.v1.Error
-	(*ListRequest)(nil),    // 12: zcstore.v1.ListRequest
-	(*ShowRequest)(nil),    // 13: zcstore.v1.ShowRequest
-	(*VersionInfo)(nil),    // 14: zcstore.v1.VersionInfo
-	(*SegmentInfo)(nil),    // 15: zcstore.v1.SegmentInfo
-	(*Guarantee)(nil),      // 16: zcstore.v1.Guarantee
-	(*TagRequest)(nil),     // 17: zcstore.v1.TagRequest
-	(*TagReply)(nil),       // 18: zcstore.v1.TagReply
-	(*RemoveRequest)(nil),  // 19: zcstore.v1.RemoveRequest
-	(*RemoveReply)(nil),    // 20: zcstore.v1.RemoveReply
-	(*HoldersRequest)(nil), // 21: zcstore.v1.HoldersRequest
-	(*Holder)(nil),         // 22: zcstore.v1.Holder
-	(*VerifyRequest)(nil),  // 23: zcstore.v1.VerifyRequest
-	(*VerifyReply)(nil),    // 24: zcstore.v1.VerifyReply
-	(*StatusRequest)(nil),  // 25: zcstore.v1.StatusRequest
-	(*StatusReply)(nil),    // 26: zcstore.v1.StatusReply
+	(*PutAgain)(nil),       // 6: zcstore.v1.PutAgain
+	(*PutProgress)(nil),    // 7: zcstore.v1.PutProgress
+	(*PutPlan)(nil),        // 8: zcstore.v1.PutPlan
+	(*HaveRequest)(nil),    // 9: zcstore.v1.HaveRequest
+	(*HaveReply)(nil),      // 10: zcstore.v1.HaveReply
+	(*PutDone)(nil),        // 11: zcstore.v1.PutDone
+	(*AttachRequest)(nil),  // 12: zcstore.v1.AttachRequest
+	(*AttachReply)(nil),    // 13: zcstore.v1.AttachReply
+	(*Attached)(nil),       // 14: zcstore.v1.Attached
+	(*Error)(nil),          // 15: zcstore.v1.Error
+	(*ListRequest)(nil),    // 16: zcstore.v1.ListRequest
+	(*ShowRequest)(nil),    // 17: zcstore.v1.ShowRequest
+	(*VersionInfo)(nil),    // 18: zcstore.v1.VersionInfo
+	(*SegmentInfo)(nil),    // 19: zcstore.v1.SegmentInfo
+	(*Guarantee)(nil),      // 20: zcstore.v1.Guarantee
+	(*TagRequest)(nil),     // 21: zcstore.v1.TagRequest
+	(*TagReply)(nil),       // 22: zcstore.v1.TagReply
+	(*RemoveRequest)(nil),  // 23: zcstore.v1.RemoveRequest
+	(*RemoveReply)(nil),    // 24: zcstore.v1.RemoveReply
+	(*HoldersRequest)(nil), // 25: zcstore.v1.HoldersRequest
+	(*Holder)(nil),         // 26: zcstore.v1.Holder
+	(*VerifyRequest)(nil),  // 27: zcstore.v1.VerifyRequest
+	(*VerifyReply)(nil),    // 28: zcstore.v1.VerifyReply
+	(*StatusRequest)(nil),  // 29: zcstore.v1.StatusRequest
+	(*StatusReply)(nil),    // 30: zcstore.v1.StatusReply
 }
 var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	3,  // 0: zcstore.v1.PutRequest.begin:type_name -> zcstore.v1.PutBegin
 	4,  // 1: zcstore.v1.PutRequest.commit:type_name -> zcstore.v1.PutCommit
-	6,  // 2: zcstore.v1.PutReply.plan:type_name -> zcstore.v1.PutPlan
-	7,  // 3: zcstore.v1.PutReply.done:type_name -> zcstore.v1.PutDone
-	14, // 4: zcstore.v1.PutDone.version:type_name -> zcstore.v1.VersionInfo
-	10, // 5: zcstore.v1.AttachReply.opened:type_name -> zcstore.v1.Attached
-	11, // 6: zcstore.v1.AttachReply.error:type_name -> zcstore.v1.Error
-	15, // 7: zcstore.v1.VersionInfo.segments:type_name -> zcstore.v1.SegmentInfo
-	16, // 8: zcstore.v1.SegmentInfo.guards:type_name -> zcstore.v1.Guarantee
-	0,  // 9: zcstore.v1.Guarantee.other_uids:type_name -> zcstore.v1.Reach
-	0,  // 10: zcstore.v1.Guarantee.same_uid:type_name -> zcstore.v1.Reach
-	0,  // 11: zcstore.v1.Guarantee.root:type_name -> zcstore.v1.Reach
-	1,  // 12: zcstore.v1.Guarantee.swap:type_name -> zcstore.v1.Swap
-	16, // 13: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
-	2,  // 14: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
-	8,  // 15: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
-	12, // 16: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
-	13, // 17: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
-	17, // 18: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
-	19, // 19: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
-	21, // 20: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
-	23, // 21: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
-	25, // 22: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
-	5,  // 23: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
-	9,  // 24: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
-	14, // 25: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
-	14, // 26: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
-	18, // 27: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
-	20, // 28: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
-	22, // 29: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
-	24, // 30: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
-	26, // 31: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
-	23, // [23:32] is the sub-list for method output_type
-	14, // [14:23] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	8,  // 2: zcstore.v1.PutReply.plan:type_name -> zcstore.v1.PutPlan
+	11, // 3: zcstore.v1.PutReply.done:type_name -> zcstore.v1.PutDone
+	6,  // 4: zcstore.v1.PutReply.again:type_name -> zcstore.v1.PutAgain
+	7,  // 5: zcstore.v1.PutReply.progress:type_name -> zcstore.v1.PutProgress
+	18, // 6: zcstore.v1.PutDone.version:type_name -> zcstore.v1.VersionInfo
+	14, // 7: zcstore.v1.AttachReply.opened:type_name -> zcstore.v1.Attached
+	15, // 8: zcstore.v1.AttachReply.error:type_name -> zcstore.v1.Error
+	19, // 9: zcstore.v1.VersionInfo.segments:type_name -> zcstore.v1.SegmentInfo
+	20, // 10: zcstore.v1.SegmentInfo.guards:type_name -> zcstore.v1.Guarantee
+	0,  // 11: zcstore.v1.Guarantee.other_uids:type_name -> zcstore.v1.Reach
+	0,  // 12: zcstore.v1.Guarantee.same_uid:type_name -> zcstore.v1.Reach
+	0,  // 13: zcstore.v1.Guarantee.root:type_name -> zcstore.v1.Reach
+	1,  // 14: zcstore.v1.Guarantee.swap:type_name -> zcstore.v1.Swap
+	20, // 15: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
+	2,  // 16: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
+	9,  // 17: zcstore.v1.Store.Have:input_type -> zcstore.v1.HaveRequest
+	12, // 18: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
+	16, // 19: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
+	17, // 20: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
+	21, // 21: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
+	23, // 22: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
+	25, // 23: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
+	27, // 24: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
+	29, // 25: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
+	5,  // 26: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
+	10, // 27: zcstore.v1.Store.Have:output_type -> zcstore.v1.HaveReply
+	13, // 28: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
+	18, // 29: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
+	18, // 30: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
+	22, // 31: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
+	24, // 32: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
+	26, // 33: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
+	28, // 34: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
+	30, // 35: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_zcstore_v1_zcstore_proto_init() }
@@ -2467,12 +2815,14 @@ func file_zcstore_v1_zcstore_proto_init() {
 	file_zcstore_v1_zcstore_proto_msgTypes[3].OneofWrappers = []any{
 		(*PutReply_Plan)(nil),
 		(*PutReply_Done)(nil),
+		(*PutReply_Again)(nil),
+		(*PutReply_Progress)(nil),
 	}
-	file_zcstore_v1_zcstore_proto_msgTypes[6].OneofWrappers = []any{
+	file_zcstore_v1_zcstore_proto_msgTypes[10].OneofWrappers = []any{
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Release)(nil),
 	}
-	file_zcstore_v1_zcstore_proto_msgTypes[7].OneofWrappers = []any{
+	file_zcstore_v1_zcstore_proto_msgTypes[11].OneofWrappers = []any{
 		(*AttachReply_Opened)(nil),
 		(*AttachReply_Released)(nil),
 		(*AttachReply_Error)(nil),
@@ -2483,7 +2833,7 @@ func file_zcstore_v1_zcstore_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zcstore_v1_zcstore_proto_rawDesc), len(file_zcstore_v1_zcstore_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Store_Put_FullMethodName     = "/zcstore.v1.Store/Put"
+	Store_Have_FullMethodName    = "/zcstore.v1.Store/Have"
 	Store_Attach_FullMethodName  = "/zcstore.v1.Store/Attach"
 	Store_List_FullMethodName    = "/zcstore.v1.Store/List"
 	Store_Show_FullMethodName    = "/zcstore.v1.Store/Show"
@@ -47,10 +48,14 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type StoreClient interface {
 	// Put stores one version. The stream is the put: when it ends before a PutReply.done, nothing is left of it.
-	// Order: begin, manifest chunks, (server) plan, [bytes on the raw channel], commit, (server) done.
+	// Order: begin, manifest chunks, (server) plan, [bytes on the raw channel], commit, (server) done. With PutBegin.pending the
+	// server may answer again in place of done; it may send progress while it reads files that it was passed.
 	// Who: any peer the socket admits. Errors: INVALID_ARGUMENT (reference, manifest, wrong bytes), ALREADY_EXISTS (tag points
 	// at other bytes), RESOURCE_EXHAUSTED (does not fit; too many open puts), DATA_LOSS (bytes do not have their SHA-256).
 	Put(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PutRequest, PutReply], error)
+	// Have tells which byte sizes and which SHA-256 no stored tensor of 64 KiB or more has, so that a client hashes and sends
+	// only what may be there. Who: any peer the socket admits. Errors: INVALID_ARGUMENT (digests of another length).
+	Have(ctx context.Context, in *HaveRequest, opts ...grpc.CallOption) (*HaveReply, error)
 	// Attach holds versions for a client. The stream is the lease: its end, for whatever reason, releases everything opened on
 	// it at once. One stream per client serves any number of versions. Nothing is pushed: each request gets one reply.
 	// Who: any peer the socket admits, on a connection that takes descriptors; on another, the kind conflict says so.
@@ -94,6 +99,16 @@ func (c *storeClient) Put(ctx context.Context, opts ...grpc.CallOption) (grpc.Bi
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Store_PutClient = grpc.BidiStreamingClient[PutRequest, PutReply]
+
+func (c *storeClient) Have(ctx context.Context, in *HaveRequest, opts ...grpc.CallOption) (*HaveReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HaveReply)
+	err := c.cc.Invoke(ctx, Store_Have_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *storeClient) Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachRequest, AttachReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -201,10 +216,14 @@ func (c *storeClient) Status(ctx context.Context, in *StatusRequest, opts ...grp
 // for forward compatibility.
 type StoreServer interface {
 	// Put stores one version. The stream is the put: when it ends before a PutReply.done, nothing is left of it.
-	// Order: begin, manifest chunks, (server) plan, [bytes on the raw channel], commit, (server) done.
+	// Order: begin, manifest chunks, (server) plan, [bytes on the raw channel], commit, (server) done. With PutBegin.pending the
+	// server may answer again in place of done; it may send progress while it reads files that it was passed.
 	// Who: any peer the socket admits. Errors: INVALID_ARGUMENT (reference, manifest, wrong bytes), ALREADY_EXISTS (tag points
 	// at other bytes), RESOURCE_EXHAUSTED (does not fit; too many open puts), DATA_LOSS (bytes do not have their SHA-256).
 	Put(grpc.BidiStreamingServer[PutRequest, PutReply]) error
+	// Have tells which byte sizes and which SHA-256 no stored tensor of 64 KiB or more has, so that a client hashes and sends
+	// only what may be there. Who: any peer the socket admits. Errors: INVALID_ARGUMENT (digests of another length).
+	Have(context.Context, *HaveRequest) (*HaveReply, error)
 	// Attach holds versions for a client. The stream is the lease: its end, for whatever reason, releases everything opened on
 	// it at once. One stream per client serves any number of versions. Nothing is pushed: each request gets one reply.
 	// Who: any peer the socket admits, on a connection that takes descriptors; on another, the kind conflict says so.
@@ -238,6 +257,9 @@ type UnimplementedStoreServer struct{}
 
 func (UnimplementedStoreServer) Put(grpc.BidiStreamingServer[PutRequest, PutReply]) error {
 	return status.Error(codes.Unimplemented, "method Put not implemented")
+}
+func (UnimplementedStoreServer) Have(context.Context, *HaveRequest) (*HaveReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Have not implemented")
 }
 func (UnimplementedStoreServer) Attach(grpc.BidiStreamingServer[AttachRequest, AttachReply]) error {
 	return status.Error(codes.Unimplemented, "method Attach not implemented")
@@ -290,6 +312,24 @@ func _Store_Put_Handler(srv interface{}, stream grpc.ServerStream) error {
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Store_PutServer = grpc.BidiStreamingServer[PutRequest, PutReply]
+
+func _Store_Have_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HaveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).Have(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_Have_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).Have(ctx, req.(*HaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _Store_Attach_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(StoreServer).Attach(&grpc.GenericServerStream[AttachRequest, AttachReply]{ServerStream: stream})
@@ -417,6 +457,10 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "zcstore.v1.Store",
 	HandlerType: (*StoreServer)(nil),
 	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Have",
+			Handler:    _Store_Have_Handler,
+		},
 		{
 			MethodName: "Show",
 			Handler:    _Store_Show_Handler,
