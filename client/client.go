@@ -37,6 +37,7 @@ import (
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
 	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/shm/region"
 )
 
 // Protocol is the version this client speaks.
@@ -124,7 +125,7 @@ func awakeStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn
 // Socket is the path of the daemon's socket.
 func (c *Client) Socket() string { return c.socket }
 
-// Close ends the lease and closes every model that is still attached: their tensors must not be used any more.
+// Close ends the lease and closes every model that is still attached, each as [Model.Close] does: it waits for what computes.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -185,13 +186,21 @@ func rootCause(err error) error {
 }
 
 // Attach takes a lease on a version and maps it. The caller closes the model. Errors: Invalid, NotFound, Corrupt,
-// Unavailable, Limit, Unsupported (another table version).
-func (c *Client) Attach(ctx context.Context, ref string) (*Model, error) {
+// Unavailable, Limit, Unsupported (another table version), Fault (its files are being cut). Options: [Prefault].
+func (c *Client) Attach(ctx context.Context, ref string, opts ...AttachOption) (*Model, error) {
 	if err := checkRef("attach", ref); err != nil {
 		return nil, err
 	}
+	o, err := attachOptions(opts)
+	if err != nil {
+		return nil, c.fail("attach", ref, err)
+	}
 	m, err := c.attach(ctx, ref)
 	if err != nil {
+		return nil, c.fail("attach", ref, err)
+	}
+	if err := m.prefault(ctx, o.prefault); err != nil {
+		_ = m.Close()
 		return nil, c.fail("attach", ref, err)
 	}
 	return m, nil
@@ -273,7 +282,8 @@ func (c *Client) mapVersion(a *zcstorev1.Attached, fds *fdpass.Conn) (*Model, er
 		return nil, err
 	}
 	defer closeAll(files)
-	m := &Model{c: c, ref: a.Ref, lease: a.Lease, gen: c.leases.gen}
+	m := newModel(c, a.Ref)
+	m.lease, m.gen = a.Lease, c.leases.gen
 	if err := m.mapFiles(a, files); err != nil {
 		m.unmap()
 		return nil, err
@@ -288,7 +298,8 @@ func (c *Client) mapVersion(a *zcstorev1.Attached, fds *fdpass.Conn) (*Model, er
 	return m, nil
 }
 
-func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) error {
+func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) (err error) {
+	defer region.Caught(region.On(), &err) // the table is read here, and may be cut as anything else
 	if len(files) == 0 || len(a.Digest) != len(m.digest) {
 		return zcerr.New(zcerr.Corrupt, "the daemon handed out nothing")
 	}
@@ -297,7 +308,7 @@ func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) error {
 			WithHint("use a client and a daemon of the same release")
 	}
 	copy(m.digest[:], a.Digest)
-	tm, err := shm.Map(files[0], int(a.TableBytes))
+	tm, err := shm.MapIn(m.gate, files[0], int(a.TableBytes))
 	if err != nil {
 		return zcerr.New(zcerr.Corrupt, "table: %w", err)
 	}
@@ -313,7 +324,7 @@ func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) error {
 		if err != nil {
 			return zcerr.New(zcerr.Corrupt, "%w", err)
 		}
-		mp, err := shm.Map(f, int(sg.Bytes))
+		mp, err := shm.MapIn(m.gate, f, int(sg.Bytes))
 		if err != nil {
 			return zcerr.New(zcerr.Corrupt, "segment %d: %w", i, err)
 		}

@@ -89,7 +89,7 @@ func TestReplyAndFilesMustBelongTogether(t *testing.T) {
 			}
 			a := good()
 			tt.reply(a)
-			m := &Model{}
+			m := newModel(nil, "m:v1")
 			defer m.unmap()
 			err := m.mapFiles(a, files)
 			if tt.kind == zcerr.Other {

@@ -10,16 +10,19 @@ import (
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
 	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
-// Model is one version in hand: a lease, and its segments mapped read-only. Safe for concurrent use until Close.
+// Model is one version in hand: a lease, and its segments mapped read-only. It is safe for concurrent use, Close included.
 type Model struct {
 	c      *Client
 	ref    string
 	digest manifest.Digest
 	table  *table.Table
 	maps   []*shm.Mapping // the table's, then the segments'
+	gate   *region.Gate   // whoever reads them is inside
+	faults prefaults
 	once   sync.Once
 	err    error
 
@@ -28,17 +31,50 @@ type Model struct {
 	gen   int    // stream that the lease is on
 }
 
+func newModel(c *Client, ref string) *Model { return &Model{c: c, ref: ref, gate: region.NewGate()} }
+
 // Ref is the reference as the daemon resolved it: name:tag.
 func (m *Model) Ref() string { return m.ref }
 
 // Digest is the version.
 func (m *Model) Digest() manifest.Digest { return m.digest }
 
-// Table is the version's tree and tensor rows, in shared memory. It lives until Close.
+// Table is the version's tree and tensor rows, in shared memory. It lives until Close; reading it is safe inside [Model.Read].
 func (m *Model) Table() *table.Table { return m.table }
 
+// Read calls f while the model cannot be closed, and gives a read of a segment that was cut meanwhile as an error of kind
+// Fault. It is for programs that read tensors themselves; models that compute on a gpu.Stream have both without it. What f
+// starts in other goroutines is not covered. Errors: Canceled when the model is closed, Fault, and f's own.
+func (m *Model) Read(f func() error) (err error) {
+	if err := m.gate.Enter(); err != nil {
+		return zcerr.Wrap("read", m.ref, err)
+	}
+	defer m.gate.Leave()
+	defer func() {
+		if faulted(err) {
+			err = zcerr.Wrap("read", m.ref, err)
+		}
+	}()
+	defer region.Caught(region.On(), &err)
+	return f()
+}
+
+func faulted(err error) bool {
+	_, ok := err.(*region.Fault)
+	return ok
+}
+
 // Tensor is a view on tensor row: read-only shared pages, valid until Close. After Close a read faults; a write always does.
-func (m *Model) Tensor(row int) (tensor.View, table.Tensor, error) {
+// Errors: NotFound (no such row), Corrupt, Canceled when the model is closed, Fault.
+func (m *Model) Tensor(row int) (v tensor.View, r table.Tensor, err error) {
+	err = m.Read(func() (err error) {
+		v, r, err = m.tensor(row)
+		return err
+	})
+	return v, r, err
+}
+
+func (m *Model) tensor(row int) (tensor.View, table.Tensor, error) {
 	r, err := m.table.Tensor(row)
 	if err != nil {
 		return tensor.View{}, r, zcerr.New(zcerr.Corrupt, "%w", err)
@@ -51,13 +87,36 @@ func (m *Model) Tensor(row int) (tensor.View, table.Tensor, error) {
 	return v, r, nil
 }
 
-// Lookup is the tensor of that name. Errors: NotFound, Corrupt.
-func (m *Model) Lookup(name string) (tensor.View, table.Tensor, error) {
-	row, ok := m.table.Lookup(name)
-	if !ok {
-		return tensor.View{}, table.Tensor{}, zcerr.New(zcerr.NotFound, "%s has no tensor %q", m.ref, name).WithHint("zcctl show %s", m.ref)
+// Views are all tensors, by row, each as [Model.Tensor] gives it, in one go and with two allocations.
+func (m *Model) Views() (all []tensor.View, err error) {
+	err = m.Read(func() error {
+		all = make([]tensor.View, m.table.Tensors())
+		return m.table.Each(func(i int, r table.Tensor) {
+			v := &all[i]
+			v.DType, v.Shape = r.DType, r.Shape
+			if r.Bytes > 0 {
+				b := m.maps[1+r.Segment].Bytes()
+				v.Data = b[r.Offset : r.Offset+uint64(r.Bytes) : r.Offset+uint64(r.Bytes)]
+			}
+		})
+	})
+	if err != nil {
+		return nil, err
 	}
-	return m.Tensor(row)
+	return all, nil
+}
+
+// Lookup is the tensor of that name. Errors: NotFound, Corrupt.
+func (m *Model) Lookup(name string) (v tensor.View, r table.Tensor, err error) {
+	err = m.Read(func() (err error) {
+		row, ok := m.table.Lookup(name)
+		if !ok {
+			return zcerr.New(zcerr.NotFound, "%s has no tensor %q", m.ref, name).WithHint("zcctl show %s", m.ref)
+		}
+		v, r, err = m.tensor(row)
+		return err
+	})
+	return v, r, err
 }
 
 // Segment is a mapped segment, for reports.
@@ -75,17 +134,10 @@ func (m *Model) Segments() []Segment {
 	return out
 }
 
-// Populate maps every page of the weights now, so that the first forward pass does not fault.
-func (m *Model) Populate() error {
-	for _, mp := range m.maps[1:] {
-		if err := mp.Populate(); err != nil {
-			return zcerr.Wrap("populate", m.ref, err)
-		}
-	}
-	return nil
-}
-
-// Close unmaps the model and releases its lease. Its tensors must not be used any more. A second Close does nothing.
+// Close unmaps the model and releases its lease. It waits for what is computing on the weights: for every stream that has used
+// one since its last Sync, for calls of Read, and for a part of a prefault in the background. Whoever comes later gets an error
+// of kind Canceled. Views that were handed out must not be read any more, unless inside Read. A second Close does nothing.
+// Do not call it from inside Read or between an op and its Sync: it would wait for itself.
 func (m *Model) Close() error {
 	m.once.Do(func() {
 		m.unmap()
@@ -115,6 +167,8 @@ func (m *Model) release() *zcstorev1.AttachRequest {
 }
 
 func (m *Model) unmap() {
+	m.gate.Close()
+	m.faults.wait()
 	for _, mp := range m.maps {
 		_ = mp.Close()
 	}

@@ -144,6 +144,11 @@ func (s *Stream) Linear(dst, x Matrix, g *Group, e Epilogue) {
 	if e.Residual != (Matrix{}) && (!s.shaped(op, "residual", e.Residual, x, x.Rows, g.n) || !s.apart(op, dst, e.Residual, true)) {
 		return
 	}
+	for _, gate := range g.gates {
+		if !s.hold(gate) {
+			return
+		}
+	}
 	s.q.Linear(dst, x, g, e)
 }
 
@@ -207,14 +212,14 @@ func (s *Stream) unary(op string, dst, x Matrix) bool {
 // gamma, beta [cols]. The variance is the biased one. The zero Matrix is no residual, nil is no gamma or beta; dst may
 // be x or the residual. Source: arXiv 1607.06450; as torch.nn.LayerNorm.
 func (s *Stream) LayerNorm(dst, x, residual Matrix, gamma, beta *Weight, eps float32) {
-	if s.norm("layernorm", dst, x, residual, gamma) && (beta == nil || s.gain("layernorm", "beta", beta, x.Cols)) {
+	if s.norm("layernorm", dst, x, residual, gamma) && (beta == nil || s.gain("layernorm", "beta", beta, x.Cols)) && s.holdAll(gamma, beta) {
 		s.q.LayerNorm(dst, x, residual, gamma, beta, eps)
 	}
 }
 
 // RMSNorm writes t/sqrt(mean(t*t)+eps)*gamma for each row of t = x+residual. Operands as in [Stream.LayerNorm].
 func (s *Stream) RMSNorm(dst, x, residual Matrix, gamma *Weight, eps float32) {
-	if s.norm("rmsnorm", dst, x, residual, gamma) {
+	if s.norm("rmsnorm", dst, x, residual, gamma) && s.holdAll(gamma) {
 		s.q.RMSNorm(dst, x, residual, gamma, eps)
 	}
 }
@@ -330,7 +335,7 @@ func (s *Stream) Gather(dst Matrix, tables []Lookup) {
 			s.refuse(op, ErrShape, "rows of the table are not as long as those of dst", dst.operand("dst"), t.Table.operand("table"))
 			return
 		}
-		if !s.vector(op, "ids", t.IDs, dst.Rows) {
+		if !s.vector(op, "ids", t.IDs, dst.Rows) || !s.hold(t.Table.gate) {
 			return
 		}
 	}

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 
+	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -23,6 +25,8 @@ type Stream struct {
 	at     mark
 	high   int     // largest number of bytes in use so far
 	ints   []int32 // host side of what Ragged uploads, until Sync
+
+	held []*region.Gate // of the mapped weights in use since the last Sync, seldom more than one
 }
 
 // Mark is a state of a stream's scratch.
@@ -49,9 +53,15 @@ func (s *Stream) Fail(err error) {
 	}
 }
 
-// Sync waits until all ops have run and returns the first error since the last Sync.
+// Sync waits until all ops have run and returns the first error since the last Sync. When a file under weights was cut
+// meanwhile, the error's kind is zcerr.Fault. Sync also lets go of the weights: a model that is being closed waits for it.
 func (s *Stream) Sync() error {
 	err := s.q.Sync()
+	for i, g := range s.held {
+		g.Leave()
+		s.held[i] = nil
+	}
+	s.held = s.held[:0]
 	if err == nil { // after a refusal nothing is launched, so an error of the queue came before it
 		err = s.err
 	}
@@ -61,6 +71,29 @@ func (s *Stream) Sync() error {
 		s.drop() // next time one piece of the size that was needed
 	}
 	return err
+}
+
+// hold keeps the mapping of a weight open until Sync; false when it is closed, which is then the stream's error.
+func (s *Stream) hold(g *region.Gate) bool {
+	if g == nil || slices.Contains(s.held, g) {
+		return true
+	}
+	if err := g.Enter(); err != nil {
+		s.Fail(err)
+		return false
+	}
+	s.held = append(s.held, g)
+	return true
+}
+
+// holdAll is hold for the weights of one op, which may be nil.
+func (s *Stream) holdAll(ws ...*Weight) bool {
+	for _, w := range ws {
+		if w != nil && !s.hold(w.gate) {
+			return false
+		}
+	}
+	return true
 }
 
 // Close waits for what is queued, releases the scratch and gives the stream back. Errors not asked for by Sync are lost.

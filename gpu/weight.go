@@ -2,7 +2,9 @@ package gpu
 
 import (
 	"fmt"
+	"slices"
 
+	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -12,6 +14,7 @@ type Weight struct {
 	WeightInfo
 	dev  Device
 	data any
+	gate *region.Gate // of the mapping it is in place on; nil: memory that does not go away
 }
 
 // WeightInfo is what everybody may know of a weight.
@@ -47,6 +50,13 @@ const (
 // NewWeight is for backends: data is theirs, and comes back from [Weight.Data].
 func NewWeight(dev Device, i WeightInfo, data any) *Weight {
 	return &Weight{WeightInfo: i, dev: dev, data: data}
+}
+
+// InPlace says that the weight computes on the very bytes b. When they are a mapping that may be closed, the streams that use
+// the weight hold it open from the first such op to Sync, and refuse the weight afterwards. It returns the weight.
+func (w *Weight) InPlace(b []byte) *Weight {
+	w.gate = region.GateOf(b)
+	return w
 }
 
 // Device is the device that the weight is on.
@@ -110,6 +120,7 @@ func Describe(v tensor.View, role tensor.Role) (WeightInfo, error) {
 type Group struct {
 	weights []*Weight
 	biases  []*Weight // as many, entries may be nil
+	gates   []*region.Gate
 	n, k    int
 }
 
@@ -154,8 +165,17 @@ func NewGroup(weights, biases []*Weight) (*Group, error) {
 			}
 		}
 		g.n += w.N
+		g.gated(w)
+		g.gated(g.biases[i])
 	}
 	return g, nil
+}
+
+// gated notes the gate of a weight, each gate once.
+func (g *Group) gated(w *Weight) {
+	if w != nil && w.gate != nil && !slices.Contains(g.gates, w.gate) {
+		g.gates = append(g.gates, w.gate)
+	}
 }
 
 // N is the number of outputs of all weights together.

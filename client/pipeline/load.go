@@ -18,24 +18,26 @@ import (
 
 // LoadOptions are the choices of a load. The zero value is the default.
 type LoadOptions struct {
-	Device gpu.Device // where the models compute; nil: the CPU, in place on the shared pages
+	Device   gpu.Device            // where the models compute; nil: the CPU, in place on the shared pages
+	Prefault client.PrefaultPolicy // when the pages are mapped in; zero: $ZCSTORE_PREFAULT, else by their first use
 }
 
 // Load attaches a version and fills the value that into points at: its models on shared memory, everything else copied. The
-// models compute until the returned model is closed, or its client. Errors: Invalid names the path, what the value wants and
-// what is stored; NotFound, Corrupt, Unavailable as for client.Attach; Unsupported for a kind that this program does not know.
+// models compute until the returned model is closed, or its client: closing waits for Forward calls that run, and those that
+// come later are errors of kind Canceled. Errors: Invalid names the path, what the value wants and what is stored; NotFound,
+// Corrupt, Unavailable, Fault as for client.Attach; Unsupported for a kind that this program does not know.
 func Load(ctx context.Context, c *client.Client, ref string, into any, opt LoadOptions) (*client.Model, error) {
 	v := reflect.ValueOf(into)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
 		return nil, zcerr.Wrap("load", ref, zcerr.New(zcerr.Invalid, "load into a pointer to a pipeline, not into a %T", into))
 	}
-	m, err := c.Attach(ctx, ref)
+	m, err := c.Attach(ctx, ref, client.Prefault(opt.Prefault))
 	if err != nil {
 		return nil, err
 	}
 	fresh := reflect.New(v.Type().Elem()) // into stays as it is when anything fails
 	l := loader{m: m, opt: opt, built: map[string]models.Module{}}
-	if err := l.root(fresh); err != nil {
+	if err := m.Read(func() error { return l.root(fresh) }); err != nil {
 		_ = m.Close()
 		return nil, zcerr.Wrap("load", ref, err)
 	}
@@ -44,7 +46,15 @@ func Load(ctx context.Context, c *client.Client, ref string, into any, opt LoadO
 }
 
 // Build gives the module at the root of an attached version. Errors as for Load.
-func Build(m *client.Model, opt LoadOptions) (models.Module, error) {
+func Build(m *client.Model, opt LoadOptions) (mod models.Module, err error) {
+	err = m.Read(func() error {
+		mod, err = build(m, opt)
+		return err
+	})
+	return mod, err
+}
+
+func build(m *client.Model, opt LoadOptions) (models.Module, error) {
 	root := m.Table().Root()
 	if root.Kind() != manifest.Module {
 		return nil, zcerr.Wrap("load", m.Ref(), zcerr.New(zcerr.Invalid, "it is a %s, not one module", describe(root)).WithHint("load it with pipeline.Load into a value of its shape: zcctl show %s", m.Ref()))

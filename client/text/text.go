@@ -15,15 +15,15 @@ import (
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
-// Pipeline is a stored text pipeline in use: its weights are the shared pages. It is safe for many goroutines until Close.
+// Pipeline is a stored text pipeline in use: its weights are the shared pages. It is safe for many goroutines, Close included.
 type Pipeline struct {
 	*text.Pipeline
 	model *client.Model
 }
 
 // Open attaches a text pipeline and rebuilds it. Errors: as for client.Attach; Invalid when what is stored is something else.
-func Open(ctx context.Context, c *client.Client, ref string) (*Pipeline, error) {
-	m, err := c.Attach(ctx, ref)
+func Open(ctx context.Context, c *client.Client, ref string, opts ...client.AttachOption) (*Pipeline, error) {
+	m, err := c.Attach(ctx, ref, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -41,5 +41,6 @@ func Open(ctx context.Context, c *client.Client, ref string) (*Pipeline, error) 
 // Stored is the attached version: its reference, digest and segments.
 func (p *Pipeline) Stored() *client.Model { return p.model }
 
-// Close releases the lease and unmaps the weights. No call may be running.
+// Close releases the lease and unmaps the weights. It waits for the batches that are computing; the rest of their calls, and
+// calls that come later, are errors of kind Canceled.
 func (p *Pipeline) Close() error { return p.model.Close() }

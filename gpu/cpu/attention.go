@@ -20,7 +20,7 @@ func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 	}
 	size := qm.Cols / a.Heads
 	work := 2 * a.Seqs.Tokens * a.Seqs.MaxLen * qm.Cols
-	q.d.parallel(a.Heads*a.Seqs.Seqs, work, func(t int, s *scratch) {
+	q.fail(q.d.parallel(a.Heads*a.Seqs.Seqs, work, func(t int, s *scratch) {
 		seq, head := t/a.Heads, t%a.Heads
 		from, to := int(offsets[seq]), int(offsets[seq+1])
 		n := to - from
@@ -53,7 +53,7 @@ func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 				copy(ds[(from+i+r)*dst.Stride+head*size:][:size], out[r*size:(r+1)*size])
 			}
 		}
-	})
+	}))
 }
 
 // weigh is softmax(scale*row) over the elements that are seen, and 0 for the others.

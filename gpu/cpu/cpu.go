@@ -133,7 +133,7 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 			Operands: []gpu.Operand{{Name: role.String(), Shape: v.Shape, DType: v.DType}}}
 	}
 	info.Mode = gpu.ZeroCopy
-	return gpu.NewWeight(d, info, w), nil
+	return gpu.NewWeight(d, info, w).InPlace(v.Data), nil
 }
 
 // row is a stored row as F32: the bytes themselves, or widened into the start of tmp.

@@ -27,7 +27,7 @@ func (q *queue) Linear(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 		w, _ := g.At(i)
 		tiles += tilesOf(w, x.Rows)
 	}
-	q.d.parallel(tiles, x.Rows*g.N()*max(g.K(), 1), func(t int, s *scratch) {
+	q.fail(q.d.parallel(tiles, x.Rows*g.N()*max(g.K(), 1), func(t int, s *scratch) {
 		col := 0 // of dst, where the weight begins
 		for i := range g.Len() {
 			w, bias := g.At(i)
@@ -64,7 +64,7 @@ func (q *queue) Linear(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 			}
 			return
 		}
-	})
+	}))
 }
 
 // tilesDown is into how many tasks the rows of x are divided and how many rows each has. A weight that has to be

@@ -3,8 +3,10 @@ package cpu
 import (
 	"fmt"
 	"math"
+	"runtime/debug"
 
 	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -22,6 +24,22 @@ func (q *queue) Sync() error {
 
 func (q *queue) Close() error { return nil }
 
+// fail keeps the first error for Sync.
+func (q *queue) fail(err error) {
+	if q.err == nil {
+		q.err = err
+	}
+}
+
+// caught is deferred, with region.On, by whatever reads memory that may be a mapping on the calling goroutine: a file that was
+// cut is an error of Sync. Pieces of an op that run in parallel are guarded there.
+func (q *queue) caught(before bool) {
+	debug.SetPanicOnFault(before)
+	if p := recover(); p != nil {
+		q.fail(region.FaultOf(p))
+	}
+}
+
 // floats is the memory of a matrix from its first element on.
 func floats(m gpu.Matrix) []float32 { return m.Buf.(*buf).f[m.Off:] }
 
@@ -29,6 +47,7 @@ func row(f []float32, m gpu.Matrix, i int) []float32 { return f[i*m.Stride : i*m
 
 // Upload implements gpu.Queue.
 func (q *queue) Upload(dst gpu.Matrix, src []float32) {
+	defer q.caught(region.On())
 	f := floats(dst)
 	for i := range dst.Rows {
 		copy(row(f, dst, i), src[i*dst.Cols:])
@@ -37,6 +56,7 @@ func (q *queue) Upload(dst gpu.Matrix, src []float32) {
 
 // UploadInts implements gpu.Queue.
 func (q *queue) UploadInts(dst gpu.Matrix, src []int32) {
+	defer q.caught(region.On())
 	f := int32s(floats(dst))
 	for i := range dst.Rows {
 		copy(f[i*dst.Stride:i*dst.Stride+dst.Cols], src[i*dst.Cols:])
@@ -69,7 +89,7 @@ func (q *queue) Zero(dst gpu.Matrix) {
 
 // rows calls f for every row, each costing about work multiplications.
 func (q *queue) rows(m gpu.Matrix, work int, f func(i int, s *scratch)) {
-	q.d.parallel(m.Rows, m.Rows*m.Cols*work, f)
+	q.fail(q.d.parallel(m.Rows, m.Rows*m.Cols*work, f))
 }
 
 // Binary implements gpu.Queue.
@@ -149,6 +169,7 @@ func (q *queue) RMSNorm(dst, x, residual gpu.Matrix, gamma *gpu.Weight, eps floa
 }
 
 func (q *queue) norm(dst, x, residual gpu.Matrix, gamma, beta *gpu.Weight, eps float32, center bool) {
+	defer q.caught(region.On())
 	ds, xs := floats(dst), floats(x)
 	var rs []float32
 	if residual.Buf != nil {
@@ -259,7 +280,7 @@ func (q *queue) MeanPool(dst, x gpu.Matrix, seqs gpu.Ragged) {
 	if seqs.Mask.Buf != nil {
 		mask = int32s(floats(seqs.Mask))
 	}
-	q.d.parallel(seqs.Seqs, x.Rows*x.Cols, func(i int, _ *scratch) {
+	q.fail(q.d.parallel(seqs.Seqs, x.Rows*x.Cols, func(i int, _ *scratch) {
 		d := row(ds, dst, i)
 		from, to := int(offsets[i]), int(offsets[i+1])
 		for j := range d {
@@ -273,7 +294,7 @@ func (q *queue) MeanPool(dst, x gpu.Matrix, seqs gpu.Ragged) {
 			}
 			d[j] = float32(sum / float64(max(n, 1)))
 		}
-	})
+	}))
 }
 
 // L2Normalize implements gpu.Queue.

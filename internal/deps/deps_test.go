@@ -50,7 +50,7 @@ var rules = []rule{
 		{to: "client/...", reason: "the daemon is never its own client"},
 	}},
 	{from: "shm", never: []edge{
-		{to: module + "/...", except: []string{"shm"}, reason: "shared memory is bytes: it must be readable, and provable, without knowing anything else of the project"},
+		{to: module + "/...", except: []string{"shm", "shm/region"}, reason: "shared memory is bytes: it must be readable, and provable, without knowing anything else of the project"},
 	}},
 	{from: "shm/tensor", never: []edge{
 		{to: module + "/...", except: []string{"shm/tensor"}, reason: "the vocabulary stands below everything; an import here would be an import everywhere"},
@@ -59,8 +59,12 @@ var rules = []rule{
 		{to: "github.com/...", except: []string{"shm/tensor"}, reason: "only the standard library"},
 		{to: "go.uber.org/...", reason: "only the standard library"},
 	}},
+	{from: "shm/region", never: []edge{
+		{to: module + "/...", except: []string{"shm/region"}, reason: "every reader of weights needs it, on both sides of the seam"},
+		{to: "golang.org/...", reason: "only the standard library: it knows addresses and makes no system call"},
+	}},
 	{from: "gpu", never: []edge{
-		{to: module + "/...", except: []string{"gpu", "shm/tensor"}, reason: "the seam between models and backends knows tensors and neither side"},
+		{to: module + "/...", except: []string{"gpu", "shm/tensor", "shm/region"}, reason: "the seam between models and backends knows tensors and neither side"},
 	}},
 	{from: "models/...", never: []edge{
 		{to: "client/...", reason: "a model runs on weights from anywhere; client/pipeline is where models and daemon meet"},

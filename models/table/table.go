@@ -324,16 +324,43 @@ func (t *Table) Tensor(i int) (Tensor, error) {
 	if e == nil {
 		return Tensor{}, badEntry("tensor", i)
 	}
+	return t.tensor(e, i, nil)
+}
+
+// Each calls f for every row, checked as by Tensor, with one allocation for all shapes. It ends at the first row that is bad.
+func (t *Table) Each(f func(i int, r Tensor)) error {
+	// Rows may share dims, so the sum of their ranks is not the count; a damaged table must not make it large.
+	dims := make(tensor.Shape, 0, t.count[secDims])
+	for i := range t.count[secTensors] {
+		if cap(dims)-len(dims) < tensor.MaxRank {
+			dims = make(tensor.Shape, 0, max(tensor.MaxRank, min(t.count[secDims], 1<<16)))
+		}
+		r, err := t.tensor(t.entry(secTensors, i), i, dims[len(dims):])
+		if err != nil {
+			return err
+		}
+		dims = dims[:len(dims)+len(r.Shape)]
+		f(i, r)
+	}
+	return nil
+}
+
+// tensor reads a row; its shape lies in room, which has room for MaxRank dimensions, or is allocated when that is nil.
+func (t *Table) tensor(e []byte, i int, room tensor.Shape) (Tensor, error) {
 	r := Tensor{DType: tensor.DType(e[66]), Role: tensor.Role(e[67])}
 	copy(r.SHA256[:], e)
 	r.Offset = binary.LittleEndian.Uint64(e[32:])
 	size := binary.LittleEndian.Uint64(e[40:])
 	first, rank := int(binary.LittleEndian.Uint32(e[48:])), int(binary.LittleEndian.Uint16(e[64:]))
 	r.Segment = int(binary.LittleEndian.Uint32(e[60:]))
-	if first+rank > t.count[secDims] {
+	if first+rank > t.count[secDims] || rank > tensor.MaxRank {
 		return Tensor{}, badEntry("tensor", i)
 	}
-	r.Shape = make(tensor.Shape, rank)
+	if room == nil {
+		r.Shape = make(tensor.Shape, rank)
+	} else {
+		r.Shape = room[:rank:rank]
+	}
 	for d := range r.Shape {
 		v := binary.LittleEndian.Uint64(t.b[t.off[secDims]+8*(first+d):])
 		if v > math.MaxInt64 {
