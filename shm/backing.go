@@ -1,6 +1,9 @@
 package shm
 
-import "os"
+import (
+	"os"
+	"slices"
+)
 
 // The kinds of backing, as --backing names them.
 const (
@@ -122,3 +125,22 @@ type FullError struct {
 }
 
 func (e *FullError) Error() string { return "no " + e.What + " left for another file" }
+
+// destroy removes the files of a backing that has no others.
+func destroy(b Backing, expendable []string) error {
+	names, err := b.Names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if !slices.Contains(expendable, n) {
+			return nil
+		}
+	}
+	for _, n := range names {
+		if err := b.Remove(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}

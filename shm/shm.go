@@ -17,7 +17,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -164,23 +163,12 @@ func (d *Dir) Guarantee() Guarantee {
 
 // Destroy removes the directory when it has nothing but expendable files.
 func (d *Dir) Destroy(expendable ...string) error {
-	names, err := d.Names()
-	if err != nil {
+	if err := destroy(d, expendable); err != nil {
 		return err
 	}
-	for _, n := range names {
-		if !slices.Contains(expendable, n) {
-			return nil
-		}
-	}
-	for _, n := range names {
-		if err := d.Remove(n); err != nil {
-			return err
-		}
-	}
 	// Where somebody else made the directory (a mount, a parent that is not ours) it is not ours to remove.
-	err = os.Remove(d.path)
-	for _, fine := range []error{os.ErrNotExist, unix.EBUSY, unix.EACCES, unix.EPERM, unix.EROFS} {
+	err := os.Remove(d.path)
+	for _, fine := range []error{os.ErrNotExist, unix.ENOTEMPTY, unix.EBUSY, unix.EACCES, unix.EPERM, unix.EROFS} {
 		if errors.Is(err, fine) {
 			return nil
 		}

@@ -21,12 +21,14 @@ import (
 	"github.com/zcstore/zcstore/internal/store"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
 )
 
 // Config is what a daemon is started with. The zero value serves the default socket.
 type Config struct {
 	Socket    string    // empty: socketpath.Default
 	Dir       string    // segments; empty: the directory of /dev/shm that belongs to the socket
+	Backing   string    // shm.KindShm or shm.KindMemfd; empty: the first
 	MaxBytes  uint64    // budget for segments and tables; 0: what the file system has
 	MaxPuts   int       // open puts at once; 0: the store's default
 	Dev       bool      // talk to a person at the terminal
@@ -63,7 +65,22 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := os.MkdirAll(filepath.Dir(cfg.Socket), 0o755); err != nil {
 		return fmt.Errorf("make the socket's directory: %w", err)
 	}
-	st, err := store.Open(store.Options{Dir: cfg.Dir, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
+	unlock, err := lockSocket(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var backing shm.Backing
+	switch cfg.Backing {
+	case "", shm.KindShm:
+	case shm.KindMemfd:
+		if backing, err = openMemfd(log); err != nil {
+			return err
+		}
+	default:
+		return zcerr.New(zcerr.Invalid, "backing %q is none of shm, memfd", cfg.Backing).WithHint("zcstored --help")
+	}
+	st, err := store.Open(store.Options{Dir: cfg.Dir, Backing: backing, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
 	if err != nil {
 		var locked *store.LockedError
 		if errors.As(err, &locked) {
@@ -86,7 +103,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		ln.Close()
 		return err
 	}
-	log.Info("serving", zap.String("socket", cfg.Socket), zap.String("dir", cfg.Dir), zap.Int("adopted", status.Adopted),
+	log.Info("serving", zap.String("socket", cfg.Socket), zap.String("backing", status.Backing), zap.String("dir", status.Directory), zap.Int("adopted", status.Adopted),
 		zap.Uint64("free_bytes", status.Free), zap.String("version", Version()))
 	if cfg.Dev && cfg.Out != nil {
 		greet(cfg.Out, cfg, status)
@@ -108,7 +125,7 @@ const smallShm = 128 << 20
 
 func greet(w io.Writer, cfg Config, st store.Status) {
 	fmt.Fprintf(w, "zcstored %s serves %s\n", Version(), cfg.Socket)
-	fmt.Fprintf(w, "  segments  %s (%s free of %s)\n", cfg.Dir, units.Bytes(st.Free), units.Bytes(st.Capacity))
+	fmt.Fprintf(w, "  segments  %s (%s free of %s)\n", st.Directory, units.Bytes(st.Free), units.Bytes(st.Capacity))
 	fmt.Fprintf(w, "  weights   %s\n", st.Guarantee)
 	fmt.Fprintf(w, "  lifetime  %s\n", st.Durability)
 	if st.Adopted > 0 {

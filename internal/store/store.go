@@ -142,6 +142,17 @@ type segment struct {
 	pins int    // open puts that plan to use it
 }
 
+// IsFile tells whether a name is one that a store gives to its files, the catalog's with its generation.
+func IsFile(name string) bool {
+	base, _, _ := strings.Cut(name, ".")
+	hexID := func(prefix string, bytes int) bool {
+		id, ok := strings.CutPrefix(name, prefix)
+		raw, err := hex.DecodeString(id)
+		return ok && err == nil && len(raw) == bytes
+	}
+	return base == catalogFile || hexID(tablePrefix, 32) || hexID(segmentPrefix, 16)
+}
+
 func (s *segment) file() string { return segmentPrefix + s.id }
 
 func tableFile(d manifest.Digest) string { return tablePrefix + d.Hex() }
