@@ -150,16 +150,25 @@ func TestErrorsCrossTheSocket(t *testing.T) {
 	}
 }
 
-// A source that changes between hashing and sending is found by the daemon, and nothing is stored.
+// A source that changes between hashing and sending is found by the daemon, and nothing is stored. One that is read only once
+// is stored as it was read.
 func TestSourceThatChanges(t *testing.T) {
 	c, _, _ := daemonAndClient(t)
 	d, _ := draft(1, 2, 1<<20)
+	d.Tensors[1].Data = &changing{}
+	if _, err := c.Put(ctx, "once", d, client.PutOptions{}); err != nil { // nothing of this size is stored: the daemon hashes
+		t.Fatal(err)
+	}
+	if v, err := c.Verify(ctx, "once"); err != nil || len(v.Damaged) > 0 {
+		t.Errorf("verify: %v, %v", v, err)
+	}
+	before, _ := c.Status(ctx)
 	d.Tensors[1].Data = &changing{}
 	_, err := c.Put(ctx, "m", d, client.PutOptions{})
 	if !errors.Is(err, zcerr.Corrupt) || !strings.Contains(err.Error(), "t0001") {
 		t.Errorf("got %v", err)
 	}
-	if st, _ := c.Status(ctx); st.UsedBytes != 0 || st.OpenPuts != 0 || st.Versions != 0 {
+	if st, _ := c.Status(ctx); st.UsedBytes != before.UsedBytes || st.OpenPuts != 0 || st.Versions != 1 {
 		t.Errorf("left: %v", st)
 	}
 }

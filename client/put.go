@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"syscall"
-	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -22,73 +24,213 @@ type PutOptions struct {
 const manifestChunk = 256 << 10
 
 // Put stores a draft under a reference: a bare name makes the next version and moves "latest", NAME:TAG that tag. It hashes
-// every tensor, sends those that no stored version has, and returns once the version is published. The draft is used up.
-// Errors: Invalid, Conflict, NoSpace, Limit, Corrupt (the source changed meanwhile), Unavailable.
+// the tensors that may be stored already, or be equal to another one of the draft, sends what no stored version has, and
+// returns once the version is published. Tensors that are sections of regular files ([io.SectionReader] on an [os.File] that
+// was opened for reading) are read by the daemon itself, from descriptors that it is passed. Errors: Invalid, Conflict,
+// NoSpace, Limit, Corrupt (the source changed meanwhile), Unavailable.
 func (c *Client) Put(ctx context.Context, ref string, d *manifest.Draft, opt PutOptions) (*zcstorev1.PutDone, error) {
 	if err := checkRef("put", ref); err != nil {
 		return nil, err
 	}
-	var hashed func(int)
-	if opt.Progress != nil {
-		total := 0
-		for i := range d.Tensors {
-			total += (&manifest.Tensor{DType: d.Tensors[i].DType, Shape: d.Tensors[i].Shape}).Bytes()
-		}
-		hashed = func(n int) { opt.Progress("hash", n, total) }
-	}
-	s, err := d.Seal(ctx, hashed)
-	if err != nil {
-		if zcerr.KindOf(err) == zcerr.Other {
-			err = zcerr.New(zcerr.Invalid, "%w", err)
-		}
-		return nil, zcerr.Wrap("put", ref, err)
-	}
-	done, err := c.putSealed(ctx, ref, s, opt)
+	p := &putting{c: c, ref: ref, d: d, opt: opt}
+	done, err := p.put(ctx)
 	return done, c.fail("put", ref, err)
 }
 
-func (c *Client) putSealed(ctx context.Context, ref string, s *manifest.Sealed, opt PutOptions) (*zcstorev1.PutDone, error) {
+// PutStream is Put of a draft whose bytes come once: r gives those of the tensors that order lists, one after the other. The
+// draft's Data is not used. Where the stream repeats what is stored, the daemon shares it only after all has arrived, so it
+// needs room for everything, and for a moment twice for what is new. Errors: as Put; Invalid when r has too few or too many bytes.
+func (c *Client) PutStream(ctx context.Context, ref string, d *manifest.Draft, order []int, r io.Reader, opt PutOptions) (*zcstorev1.PutDone, error) {
+	if err := checkRef("put", ref); err != nil {
+		return nil, err
+	}
+	p := &putting{c: c, ref: ref, d: d, opt: opt, sums: make([]manifest.Digest, len(d.Tensors)), order: order, stream: r}
+	done, err := p.putStream(ctx)
+	return done, c.fail("put", ref, err)
+}
+
+// PutPlan is what a put would do now.
+type PutPlan struct {
+	Existed   bool   // the version is stored already
+	SendBytes uint64 // of tensors that no version has
+	Shared    uint64 // bytes of tensors that other versions have
+	NeedBytes uint64 // of shared memory
+	FreeBytes uint64 // that the daemon would allocate at most now
+	FreeLimit string // what sets FreeBytes
+}
+
+// PlanPut tells what Put would do, and allocates nothing. It hashes what Put would hash.
+func (c *Client) PlanPut(ctx context.Context, ref string, d *manifest.Draft, opt PutOptions) (*PutPlan, error) {
+	if err := checkRef("put", ref); err != nil {
+		return nil, err
+	}
+	p := &putting{c: c, ref: ref, d: d, opt: opt}
+	plan, err := p.plan(ctx)
+	return plan, c.fail("put", ref, err)
+}
+
+// putting is one put of a client.
+type putting struct {
+	c    *Client
+	ref  string
+	d    *manifest.Draft
+	opt  PutOptions
+	sums []manifest.Digest // of the draft's tensors; zero: not known, the daemon tells it
+
+	order  []int     // of a stream
+	stream io.Reader // nil: the draft has the bytes
+}
+
+func (p *putting) put(ctx context.Context) (*zcstorev1.PutDone, error) {
+	if err := p.hashSome(ctx); err != nil {
+		return nil, err
+	}
+	s, err := p.seal()
+	if err != nil {
+		return nil, err
+	}
+	done, again, err := p.send(ctx, s)
+	if err != nil || done != nil {
+		return done, err
+	}
+	// A row that was not hashed is stored after all: now every digest is known.
+	if s, err = p.sealAgain(s, again); err != nil {
+		return nil, err
+	}
+	done, _, err = p.send(ctx, s)
+	if err == nil && done == nil {
+		err = zcerr.New(zcerr.Other, "the daemon wants a put with all its digests again")
+	}
+	return done, err
+}
+
+func (p *putting) seal() (*manifest.Sealed, error) {
+	s, err := p.d.SealWith(p.sums)
+	if err != nil {
+		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+	}
+	return s, nil
+}
+
+// sealAgain seals with the digests that the daemon told of s's pending rows.
+func (p *putting) sealAgain(s *manifest.Sealed, again []manifest.Digest) (*manifest.Sealed, error) {
+	if len(again) != len(s.Pending) {
+		return nil, zcerr.New(zcerr.Other, "the daemon told %d digests, %d were open", len(again), len(s.Pending))
+	}
+	for k, row := range s.Pending {
+		p.sums[s.From[row]] = again[k]
+	}
+	return p.seal()
+}
+
+func (p *putting) plan(ctx context.Context) (*PutPlan, error) {
+	if err := p.hashSome(ctx); err != nil {
+		return nil, err
+	}
+	s, err := p.seal()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := p.c.api.Put(ctx)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := p.begin(stream, s, func(b *zcstorev1.PutBegin) { b.DryRun = true })
+	if err != nil {
+		return nil, err
+	}
+	return &PutPlan{
+		Existed: plan.Existed, SendBytes: plan.WantedBytes, Shared: plan.SharedBytes,
+		NeedBytes: plan.NeedBytes, FreeBytes: plan.FreeBytes, FreeLimit: plan.FreeLimit,
+	}, nil
+}
+
+// send makes one put of what is sealed. The result is done, or again with the digests of the pending rows.
+func (p *putting) send(ctx context.Context, s *manifest.Sealed) (done *zcstorev1.PutDone, again []manifest.Digest, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // the stream is the put: whatever is not committed goes
-	stream, err := c.api.Put(ctx)
+	stream, err := p.c.api.Put(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	plan, err := begin(stream, ref, s, opt.Replace)
+	plan, err := p.begin(stream, s, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if plan.WantedBytes > 0 || plan.Ticket != "" {
-		if err := c.send(ctx, s, plan, opt.Progress); err != nil {
-			var broken net.Error
-			if !errors.As(err, &broken) && !errors.Is(err, syscall.EPIPE) {
-				return nil, err // of the source, or of the caller
-			}
-			// The daemon's own word on why it stopped taking bytes is better than "broken pipe".
-			if _, serr := stream.Recv(); serr != nil && zcerr.KindOf(zcerr.FromStatus(serr)) != zcerr.Canceled {
-				return nil, serr
-			}
-			return nil, err
+	if plan.Ticket != "" {
+		if err := p.sendBytes(ctx, stream, s, plan); err != nil {
+			return nil, nil, err
 		}
 	}
-	if err := stream.Send(&zcstorev1.PutRequest{Step: &zcstorev1.PutRequest_Commit{Commit: &zcstorev1.PutCommit{}}}); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+	return p.commit(stream, plan)
+}
+
+// sendBytes sends what is wanted on the raw channel. When the daemon stopped taking bytes, the error is its own word on why.
+func (p *putting) sendBytes(ctx context.Context, stream zcstorev1.Store_PutClient, s *manifest.Sealed, plan *zcstorev1.PutPlan) error {
+	err := p.rawBytes(ctx, s, plan)
+	var broken net.Error
+	if err == nil || (!errors.As(err, &broken) && !errors.Is(err, syscall.EPIPE)) {
+		return err // of the source, or of the caller
 	}
-	reply, err := stream.Recv()
-	if err != nil {
-		return nil, err
+	for {
+		reply, serr := stream.Recv()
+		if serr != nil && zcerr.KindOf(zcerr.FromStatus(serr)) != zcerr.Canceled {
+			return serr
+		}
+		if serr != nil || reply.GetProgress() == nil {
+			return err
+		}
 	}
-	if reply.GetDone() == nil {
-		return nil, zcerr.New(zcerr.Other, "the daemon answered something else than done")
+}
+
+// commit says that all bytes were sent, and waits for what comes of it.
+func (p *putting) commit(stream zcstorev1.Store_PutClient, plan *zcstorev1.PutPlan) (*zcstorev1.PutDone, []manifest.Digest, error) {
+	err := stream.Send(&zcstorev1.PutRequest{Step: &zcstorev1.PutRequest_Commit{Commit: &zcstorev1.PutCommit{}}})
+	if err != nil && !errors.Is(err, io.EOF) { // after an EOF, Recv has the reason
+		return nil, nil, err
 	}
-	return reply.GetDone(), nil
+	var again []manifest.Digest
+	for {
+		reply, err := stream.Recv()
+		if err != nil {
+			return nil, nil, err
+		}
+		switch {
+		case reply.GetDone() != nil:
+			return reply.GetDone(), nil, nil
+		case reply.GetProgress() != nil:
+			if p.opt.Progress != nil {
+				p.opt.Progress("send", int(reply.GetProgress().DoneBytes), int(plan.WantedBytes))
+			}
+		case reply.GetAgain() != nil:
+			b := reply.GetAgain().Digests
+			for ; len(b) >= len(manifest.Digest{}); b = b[len(manifest.Digest{}):] {
+				again = append(again, manifest.Digest(b[:len(manifest.Digest{})]))
+			}
+			if !reply.GetAgain().More {
+				return nil, again, nil
+			}
+		default:
+			return nil, nil, zcerr.New(zcerr.Other, "the daemon answered something else than done")
+		}
+	}
 }
 
 // begin sends the reference and the manifest, and gets the plan.
-func begin(stream zcstorev1.Store_PutClient, ref string, s *manifest.Sealed, replace bool) (*zcstorev1.PutPlan, error) {
-	err := stream.Send(&zcstorev1.PutRequest{Step: &zcstorev1.PutRequest_Begin{Begin: &zcstorev1.PutBegin{
-		Protocol: Protocol, Ref: ref, Replace: replace, ManifestBytes: uint64(len(s.Encoded)),
-	}}})
+func (p *putting) begin(stream zcstorev1.Store_PutClient, s *manifest.Sealed, with func(*zcstorev1.PutBegin)) (*zcstorev1.PutPlan, error) {
+	b := &zcstorev1.PutBegin{Protocol: Protocol, Ref: p.ref, Replace: p.opt.Replace, ManifestBytes: uint64(len(s.Encoded))}
+	if len(s.Pending) > 0 {
+		b.Pending = make([]byte, (len(s.Data)+7)/8)
+		for _, row := range s.Pending {
+			b.Pending[row/8] |= 1 << (row % 8)
+		}
+	}
+	if with != nil {
+		with(b)
+	}
+	err := stream.Send(&zcstorev1.PutRequest{Step: &zcstorev1.PutRequest_Begin{Begin: b}})
 	for at := 0; err == nil && at < len(s.Encoded); at += manifestChunk {
 		chunk := s.Encoded[at:min(len(s.Encoded), at+manifestChunk)]
 		err = stream.Send(&zcstorev1.PutRequest{Step: &zcstorev1.PutRequest_Manifest{Manifest: chunk}})
@@ -107,43 +249,50 @@ func begin(stream zcstorev1.Store_PutClient, ref string, s *manifest.Sealed, rep
 	return plan, nil
 }
 
-// send streams the wanted tensors over the raw channel, in order.
-func (c *Client) send(ctx context.Context, s *manifest.Sealed, plan *zcstorev1.PutPlan, progress func(string, int, int)) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.socket)
+// putStream sends everything as it comes. When some of it turns out to be stored, the daemon takes the rest from what it has.
+func (p *putting) putStream(ctx context.Context) (*zcstorev1.PutDone, error) {
+	s, err := p.seal()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if _, err := conn.Write([]byte("ZCR1 put " + plan.Ticket + "\n")); err != nil {
-		return err
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := p.c.api.Put(ctx)
+	if err != nil {
+		return nil, err
 	}
-	sent := 0
-	buf := make([]byte, 1<<20)
-	for i, src := range s.Data {
-		if plan.Wanted[i/8]&(1<<(i%8)) == 0 {
-			continue
-		}
-		size := s.Manifest.Tensors[i].Bytes()
-		for at := 0; at < size; {
-			n := min(len(buf), size-at)
-			if _, err := io.ReadFull(io.NewSectionReader(src, int64(at), int64(n)), buf[:n]); err != nil {
-				return zcerr.New(zcerr.Invalid, "read tensor %q again: %w", s.Manifest.Tensors[i].Names[0], err)
-			}
-			if _, err := conn.Write(buf[:n]); err != nil {
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				return err
-			}
-			at += n
-			sent += n
-			if progress != nil {
-				progress("send", sent, int(plan.WantedBytes))
-			}
+	plan, err := p.begin(stream, s, func(b *zcstorev1.PutBegin) { b.Keep = true })
+	if err != nil {
+		return nil, err
+	}
+	if !plan.Sources {
+		return nil, zcerr.New(zcerr.Unsupported, "this daemon takes no streams").WithHint("use a client and a daemon of the same release")
+	}
+	if plan.Ticket != "" {
+		if err := p.sendBytes(ctx, stream, s, plan); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	if n, err := io.ReadFull(p.stream, make([]byte, 1)); n > 0 {
+		return nil, zcerr.New(zcerr.Invalid, "bytes follow after the last tensor").WithHint("the stream must be one safetensors file and nothing else")
+	} else if !errors.Is(err, io.EOF) {
+		return nil, zcerr.New(zcerr.Invalid, "read the stream: %w", err)
+	}
+	done, again, err := p.commit(stream, plan)
+	if err != nil || done != nil {
+		return done, err
+	}
+	if s, err = p.sealAgain(s, again); err != nil {
+		return nil, err
+	}
+	if plan, err = p.begin(stream, s, func(b *zcstorev1.PutBegin) { b.Keep = true }); err != nil {
+		return nil, err
+	}
+	if done, _, err = p.commit(stream, plan); err == nil && done == nil {
+		err = zcerr.New(zcerr.Other, "the daemon wants a put with all its digests again")
+	}
+	return done, err
 }
+
+// isUnimplemented reports that the daemon is of a release that does not know a call.
+func isUnimplemented(err error) bool { return status.Code(err) == codes.Unimplemented }

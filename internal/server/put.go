@@ -6,7 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
-	"net"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,7 +25,8 @@ type upload struct {
 	put  *store.Put
 	ctx  context.Context // of the Put stream: when it ends, so does the upload
 	peer peercred.Cred
-	done chan error // gets one value, when the bytes are in
+	done chan error    // gets one value, when the bytes are in
+	read atomic.Uint64 // bytes that the daemon read from files it was passed
 	late *time.Timer
 }
 
@@ -35,18 +37,51 @@ func (s *Server) Put(stream zcstorev1.Store_PutServer) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	start := time.Now()
-	begin, encoded, err := recvManifest(stream)
+	begin, spec, err := recvManifest(stream)
 	if err != nil {
 		return err
 	}
-	p, err := s.st.BeginPut(begin.Ref, begin.Replace, encoded)
+	if begin.DryRun {
+		return s.dryRun(stream, spec)
+	}
+	_, cred, _ := fdpass.FromContext(ctx)
+	p, err := s.st.Begin(spec)
 	if err != nil {
 		return err
 	}
 	defer p.Abort()
-	_, cred, _ := fdpass.FromContext(ctx)
+	if err := s.takeBytes(ctx, stream, p, cred); err != nil {
+		return err
+	}
+	sent := p.WantedBytes()
+	again, err := p.Settle()
+	if err != nil {
+		return err
+	}
+	if again != nil {
+		if err := sendAgain(stream, again); err != nil || !begin.Keep {
+			return err
+		}
+		if p, err = s.putKept(ctx, stream, p); err != nil {
+			return err
+		}
+		defer p.Abort()
+	}
+	res, err := p.Commit()
+	if err != nil {
+		return err
+	}
+	s.log.Info("put", zap.String("model", begin.Ref), zap.Stringer("digest", p.Digest()), zap.Uint64("bytes", sent),
+		zap.Uint64("shared_bytes", res.Shared), zap.Bool("existed", res.Existed), zap.Int32("pid", cred.PID), zap.Uint32("uid", cred.UID), zap.Duration("dur", time.Since(start)))
+	return stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Done{Done: &zcstorev1.PutDone{
+		Version: versionInfo(res.Version), Existed: res.Existed, WrittenBytes: res.Written, SharedBytes: res.Shared,
+	}}})
+}
+
+// takeBytes sends the plan and waits for the bytes and the commit.
+func (s *Server) takeBytes(ctx context.Context, stream zcstorev1.Store_PutServer, p *store.Put, cred peercred.Cred) error {
 	up := &upload{put: p, ctx: ctx, peer: cred, done: make(chan error, 1)}
-	plan := &zcstorev1.PutPlan{Wanted: bitmap(p.Rows(), p.Wanted()), WantedBytes: p.WantedBytes(), SharedBytes: p.SharedBytes()}
+	plan := planOf(p)
 	if len(p.Wanted()) > 0 {
 		plan.Ticket = s.issue(up)
 		defer s.redeem(plan.Ticket)
@@ -56,48 +91,106 @@ func (s *Server) Put(stream zcstorev1.Store_PutServer) error {
 	if err := stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Plan{Plan: plan}}); err != nil {
 		return err
 	}
-	if err := waitForCommit(ctx, stream, up); err != nil {
-		return err
-	}
-	res, err := p.Commit()
-	if err != nil {
-		return err
-	}
-	s.log.Info("put", zap.String("model", begin.Ref), zap.Stringer("digest", p.Digest()), zap.Uint64("bytes", p.WantedBytes()),
-		zap.Uint64("shared_bytes", res.Shared), zap.Bool("existed", res.Existed), zap.Int32("pid", cred.PID), zap.Uint32("uid", cred.UID), zap.Duration("dur", time.Since(start)))
-	return stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Done{Done: &zcstorev1.PutDone{
-		Version: versionInfo(res.Version), Existed: res.Existed, WrittenBytes: res.Written, SharedBytes: res.Shared,
-	}}})
+	return waitForCommit(ctx, stream, up)
 }
 
-func recvManifest(stream zcstorev1.Store_PutServer) (*zcstorev1.PutBegin, []byte, error) {
+// putKept goes on after again: the complete manifest comes on the same stream, and the bytes are those that came before.
+func (s *Server) putKept(ctx context.Context, stream zcstorev1.Store_PutServer, kept *store.Put) (*store.Put, error) {
+	_, spec, err := recvManifest(stream)
+	if err != nil {
+		return nil, err
+	}
+	spec.Kept = kept
+	p, err := s.st.Begin(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.FillKept(ctx, kept); err == nil {
+		kept.Abort() // gives its memory back
+		err = stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Plan{Plan: planOf(p)}})
+	}
+	if err == nil {
+		up := &upload{put: p, done: make(chan error, 1)}
+		up.done <- nil
+		err = waitForCommit(ctx, stream, up)
+	}
+	if err != nil {
+		p.Abort()
+		return nil, err
+	}
+	return p, nil
+}
+
+func planOf(p *store.Put) *zcstorev1.PutPlan {
+	return &zcstorev1.PutPlan{
+		Wanted: bitmap(p.Rows(), p.Wanted()), WantedBytes: p.WantedBytes(), SharedBytes: p.SharedBytes(), NeedBytes: p.Need(), Sources: true,
+	}
+}
+
+// dryRun answers with a plan, and allocates nothing.
+func (s *Server) dryRun(stream zcstorev1.Store_PutServer, spec store.PutSpec) error {
+	p, err := s.st.Plan(spec)
+	if err != nil {
+		return err
+	}
+	defer p.Abort()
+	room, err := s.st.Room()
+	if err != nil {
+		return err
+	}
+	plan := planOf(p)
+	plan.FreeBytes, plan.FreeLimit, plan.Existed = room.Free, room.What, p.Existed()
+	return stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Plan{Plan: plan}})
+}
+
+// againDigests is how many digests go into one message.
+const againDigests = 32 << 10
+
+func sendAgain(stream zcstorev1.Store_PutServer, digests []manifest.Digest) error {
+	for chunk := range slices.Chunk(digests, againDigests) {
+		again := &zcstorev1.PutAgain{}
+		for _, d := range chunk {
+			again.Digests = append(again.Digests, d[:]...)
+		}
+		digests = digests[len(chunk):]
+		again.More = len(digests) > 0
+		if err := stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Again{Again: again}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recvManifest receives the beginning of a put.
+func recvManifest(stream zcstorev1.Store_PutServer) (*zcstorev1.PutBegin, store.PutSpec, error) {
+	fail := func(err error) (*zcstorev1.PutBegin, store.PutSpec, error) { return nil, store.PutSpec{}, err }
 	req, err := stream.Recv()
 	if err != nil {
-		return nil, nil, ended(err)
+		return fail(ended(err))
 	}
 	begin := req.GetBegin()
 	if begin == nil {
-		return nil, nil, zcerr.New(zcerr.Invalid, "a put begins with begin")
+		return fail(zcerr.New(zcerr.Invalid, "a put begins with begin"))
 	}
 	if err := checkProtocol(begin.Protocol); err != nil {
-		return nil, nil, err
+		return fail(err)
 	}
 	if begin.ManifestBytes > manifest.MaxBytes {
-		return nil, nil, zcerr.New(zcerr.Limit, "a manifest of %d bytes is over the limit of %d", begin.ManifestBytes, manifest.MaxBytes)
+		return fail(zcerr.New(zcerr.Limit, "a manifest of %d bytes is over the limit of %d", begin.ManifestBytes, manifest.MaxBytes))
 	}
 	var encoded []byte // grows with what arrives, not with what was announced
 	for uint64(len(encoded)) < begin.ManifestBytes {
 		req, err := stream.Recv()
 		if err != nil {
-			return nil, nil, ended(err)
+			return fail(ended(err))
 		}
 		chunk := req.GetManifest()
 		if len(chunk) == 0 || uint64(len(encoded)+len(chunk)) > begin.ManifestBytes {
-			return nil, nil, zcerr.New(zcerr.Invalid, "the manifest's chunks do not add up to the %d bytes announced", begin.ManifestBytes)
+			return fail(zcerr.New(zcerr.Invalid, "the manifest's chunks do not add up to the %d bytes announced", begin.ManifestBytes))
 		}
 		encoded = append(encoded, chunk...)
 	}
-	return begin, encoded, nil
+	return begin, store.PutSpec{Ref: begin.Ref, Replace: begin.Replace, Manifest: encoded, Pending: bits(begin.Pending)}, nil
 }
 
 func ended(err error) error {
@@ -121,16 +214,28 @@ func waitForCommit(ctx context.Context, stream zcstorev1.Store_PutServer, up *up
 		}
 		commit <- err
 	}()
-	for range 2 {
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	told := uint64(0)
+	for waiting := 2; waiting > 0; {
 		select {
+		case <-tick.C:
+			if n := up.read.Load(); n > told {
+				told = n
+				if err := stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Progress{Progress: &zcstorev1.PutProgress{DoneBytes: n}}}); err != nil {
+					return err
+				}
+			}
 		case err := <-commit:
 			if err != nil {
 				return err
 			}
+			waiting--
 		case err := <-up.done:
 			if err != nil {
 				return err
 			}
+			waiting--
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -145,6 +250,22 @@ func bitmap(n int, set []int) []byte {
 	}
 	return b
 }
+
+// bits lists the bits that are set.
+func bits(b []byte) []int {
+	var set []int
+	for i, c := range b {
+		for k := range 8 {
+			if c&(1<<k) != 0 {
+				set = append(set, 8*i+k)
+			}
+		}
+	}
+	return set
+}
+
+// progressEvery is how often a client is told how far the daemon is with files that it reads itself.
+const progressEvery = 100 * time.Millisecond
 
 func (s *Server) issue(up *upload) string {
 	var b [16]byte
@@ -172,41 +293,4 @@ func (s *Server) redeem(ticket string) *upload {
 		delete(s.tickets, ticket)
 	}
 	return up
-}
-
-// receive takes the bytes of a put from a raw connection.
-func (s *Server) receive(conn *net.UnixConn, cred peercred.Cred, ticket string) error {
-	up := s.redeem(ticket)
-	if up == nil {
-		return zcerr.New(zcerr.Denied, "no put waits for this ticket: it was used, or its time is over")
-	}
-	if up.peer.UID != cred.UID || up.peer.PID != cred.PID {
-		up.done <- zcerr.New(zcerr.Denied, "the ticket was used by another process")
-		return zcerr.New(zcerr.Denied, "the ticket belongs to another process")
-	}
-	stop := context.AfterFunc(up.ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	err := up.put.Fill(up.ctx, &idleReader{conn: conn, ctx: up.ctx})
-	var ne net.Error
-	if errors.As(err, &ne) && ne.Timeout() {
-		err = zcerr.New(zcerr.Timeout, "no bytes came for %v", idleUpload)
-	}
-	up.done <- err
-	return nil
-}
-
-// idleReader gives each read its own deadline, and none any more once ctx has ended.
-type idleReader struct {
-	conn *net.UnixConn
-	ctx  context.Context
-}
-
-func (r *idleReader) Read(p []byte) (int, error) {
-	if err := r.conn.SetReadDeadline(time.Now().Add(idleUpload)); err != nil {
-		return 0, err
-	}
-	if err := r.ctx.Err(); err != nil { // after SetReadDeadline: the other order could undo the cut
-		return 0, err
-	}
-	return r.conn.Read(p)
 }

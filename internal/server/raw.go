@@ -23,6 +23,7 @@ import (
 // The raw channel: the same socket, for whatever is no gRPC. A connection begins with "ZCR1 " and one line:
 //
 //	ZCR1 put TICKET\n      the bytes of a put follow; the answer comes on the Put stream
+//	ZCR1 sources TICKET\n  the same in frames: files, whose descriptors ride along, and bytes of rows in any order
 //	ZCR1 attach REF\n      the answer is one line of JSON, with the descriptors beside its first byte; the connection
 //	                       is the lease
 const maxRawLine = 1 << 10
@@ -77,10 +78,12 @@ func (s *Server) raw(ctx context.Context, conn *net.UnixConn) (err error) {
 	switch verb {
 	case "put":
 		return s.receive(conn, cred, arg)
+	case "sources":
+		return s.receiveSources(conn, cred, arg)
 	case "attach":
 		return s.attachRaw(ctx, conn, cred, arg)
 	}
-	return reply(conn, rawAttached{Error: &rawError{Kind: zcerr.Invalid.String(), Message: "the raw channel knows put and attach"}})
+	return reply(conn, rawAttached{Error: &rawError{Kind: zcerr.Invalid.String(), Message: "the raw channel knows put, sources and attach"}})
 }
 
 // readLine reads up to a newline and not a byte further: what follows belongs to the put.
@@ -93,7 +96,11 @@ func readLine(ctx context.Context, conn *net.UnixConn) (string, error) {
 	var line []byte
 	var b [1]byte
 	for len(line) < maxRawLine {
-		if _, err := io.ReadFull(conn, b[:]); err != nil {
+		n, _, err := fdpass.RecvFDs(conn, b[:], 0) // descriptors do not belong here: closed, and the end
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
 			return "", fmt.Errorf("read the first line: %w", err)
 		}
 		if b[0] == '\n' {

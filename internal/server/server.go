@@ -21,6 +21,7 @@ import (
 
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
@@ -54,6 +55,7 @@ type Server struct {
 	mu      sync.Mutex
 	tickets map[string]*upload // guarded by mu
 	puts    sync.WaitGroup     // running Put calls
+	imports *slots             // immutable
 }
 
 // New makes a server for a store. version is shown by Status.
@@ -61,8 +63,11 @@ func New(st *store.Store, log *zap.Logger, version string) *Server {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &Server{st: st, log: log, version: version, tickets: map[string]*upload{}}
+	return &Server{st: st, log: log, version: version, tickets: map[string]*upload{}, imports: newSlots(DefaultImports)}
 }
+
+// SetMaxImports says how many files of one uid are read at a time, over zero. To be called before Serve.
+func (s *Server) SetMaxImports(n int) { s.imports = newSlots(n) }
 
 // Listen listens on a path socket (0660). It takes over the socket of a dead daemon, and refuses that of a living one and
 // anything that is no socket.
@@ -186,6 +191,35 @@ func checkProtocol(got uint32) error {
 			WithHint("use a client and a daemon of the same release")
 	}
 	return nil
+}
+
+// maxHave is how many sizes or digests one call may ask for.
+const maxHave = 100_000
+
+// Have implements the service.
+func (s *Server) Have(_ context.Context, req *zcstorev1.HaveRequest) (*zcstorev1.HaveReply, error) {
+	if len(req.Digests)%len(manifest.Digest{}) != 0 {
+		return nil, zcerr.New(zcerr.Invalid, "%d bytes are no list of digests", len(req.Digests))
+	}
+	digests := make([]manifest.Digest, len(req.Digests)/len(manifest.Digest{}))
+	if max(len(digests), len(req.Sizes)) > maxHave {
+		return nil, zcerr.New(zcerr.Limit, "%d sizes and %d digests, the limit is %d a call", len(req.Sizes), len(digests), maxHave).WithHint("ask in parts")
+	}
+	for i := range digests {
+		copy(digests[i][:], req.Digests[i*len(manifest.Digest{}):])
+	}
+	sizes, known := s.st.Have(req.Sizes, digests)
+	return &zcstorev1.HaveReply{Sizes: bitsOf(sizes), Digests: bitsOf(known)}, nil
+}
+
+func bitsOf(set []bool) []byte {
+	b := make([]byte, (len(set)+7)/8)
+	for i, on := range set {
+		if on {
+			b[i/8] |= 1 << (i % 8)
+		}
+	}
+	return b
 }
 
 // List implements the service.

@@ -65,6 +65,19 @@ func (s *Store) BeginPut(target string, replace bool, encoded []byte) (*Put, err
 // Begin checks a reference and a manifest, and reserves the memory for what is missing. Errors: Invalid, Conflict (an
 // explicit tag points at other bytes), NoSpace, Limit.
 func (s *Store) Begin(spec PutSpec) (*Put, error) {
+	p, err := s.Plan(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.reserve(); err != nil {
+		p.Abort()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Plan is Begin without its last step: nothing is allocated, and the put can only be asked and aborted.
+func (s *Store) Plan(spec PutSpec) (*Put, error) {
 	p, err := s.newPut(spec)
 	if err != nil {
 		return nil, err
@@ -72,10 +85,7 @@ func (s *Store) Begin(spec PutSpec) (*Put, error) {
 	if err := p.plan(); err != nil {
 		return nil, err
 	}
-	if err = p.layOut(); err == nil {
-		err = p.reserve()
-	}
-	if err != nil {
+	if err := p.layOut(); err != nil {
 		p.Abort()
 		return nil, err
 	}
@@ -152,6 +162,14 @@ func (p *Put) WantedBytes() uint64 { return p.wantedBytes }
 
 // SharedBytes is the size of the tensors that are taken from other versions.
 func (p *Put) SharedBytes() uint64 { return p.sharedBytes }
+
+// Need is what the new segment takes, in bytes.
+func (p *Put) Need() uint64 {
+	if p.lay == nil {
+		return 0
+	}
+	return uint64(p.lay.size)
+}
 
 // Rows is the number of tensor rows.
 func (p *Put) Rows() int { return len(p.man.Tensors) }
