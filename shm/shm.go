@@ -43,6 +43,7 @@ type Dir struct {
 	path         string
 	root         *os.Root
 	f            *os.File // the directory itself, for *at calls
+	handout      *os.File // the same directory through a read-only bind mount; nil: none
 	huge, noswap bool     // of the mount: pages of 2 MiB for whoever allocates as Create does; none is ever swapped out
 }
 
@@ -113,7 +114,13 @@ func checkDir(f *os.File, path string, anyFS bool) error {
 func (d *Dir) Path() string { return d.path }
 
 // Close lets go of the directory. Segments and mappings stay.
-func (d *Dir) Close() error { return errors.Join(d.root.Close(), d.f.Close()) }
+func (d *Dir) Close() error {
+	err := errors.Join(d.root.Close(), d.f.Close())
+	if d.handout != nil {
+		err = errors.Join(err, d.handout.Close())
+	}
+	return err
+}
 
 // Kind is KindShm.
 func (d *Dir) Kind() string { return KindShm }
@@ -155,6 +162,9 @@ func (d *Dir) free() uint64 {
 // Guarantee is that of a plain tmpfs file: it cannot be sealed.
 func (d *Dir) Guarantee() Guarantee {
 	g := Guarantee{OtherUIDs: ReachNever, SameUID: ReachByFD, Root: ReachByFD, SurvivesRestart: true, HugePages: d.huge, Swap: SwapNever}
+	if d.handout != nil {
+		g.SameUID, g.Root = ReachByName, ReachByName
+	}
 	if !d.noswap {
 		g.Swap = MachineSwap()
 	}
@@ -232,7 +242,7 @@ func (d *Dir) Open(name string) (*os.File, error) {
 	}
 	var fd int
 	err := call("open", func() (err error) {
-		fd, err = unix.Openat(int(d.f.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		fd, err = unix.Openat(int(d.readDir().Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		return err
 	})
 	if err != nil {

@@ -108,10 +108,14 @@ func checkSpace(dir string) []check {
 	default:
 		out = append(out, ok("shared memory", "%s is a tmpfs, %s free of %s", dir, units.Bytes(free), units.Bytes(size)))
 	}
+	return append(out, checkMemory(size, free)...)
+}
+
+// checkMemory looks at the memory behind shared memory of size bytes with free left; both are 0 where no file system limits it.
+func checkMemory(size, free uint64) (out []check) {
 	total, avail, known := memory()
 	switch {
 	case !known:
-		return out
 	case avail < smallSpace/2:
 		out = append(out, warn("memory", "end something, or remove versions: zcctl ls", "only %s available of %s", units.Bytes(avail), units.Bytes(total)))
 	case size > 0 && free > avail:

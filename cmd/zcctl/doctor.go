@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
+	"github.com/zcstore/zcstore/shm"
 
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -71,7 +72,12 @@ func (a *app) examine(ctx context.Context) []check {
 		dir = st.Directory
 		checks = append(checks, ok("guarantee", "%s", st.Guarantee), ok("durability", "%s", st.Durability), checkPages(st))
 	}
-	checks = append(checks, checkSpace(dir)...)
+	if st != nil && st.Backing == shm.KindMemfd { // not on any file system that we could look at
+		dir = shmDir
+		checks = append(checks, checkMemory(0, 0)...)
+	} else {
+		checks = append(checks, checkSpace(dir)...)
+	}
 	checks = append(checks, checkPublish(shmDir), checkCgroup(dir))
 	checks = append(checks, a.checkLeftovers(st)...)
 	return append(checks, checkFiles(), checkKernel(), checkCPU())

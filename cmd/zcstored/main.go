@@ -52,6 +52,7 @@ func parse(args []string, stdout, stderr io.Writer) (daemon.Config, error) {
 	fs.BoolVar(&cfg.Dev, "dev", false, "talk to a person: print what is served and the next command; log warnings only")
 	fs.StringVar(&cfg.Socket, "socket", socketpath.Default(), "path of the Unix socket ($"+socketpath.Env+")")
 	fs.StringVar(&cfg.Dir, "dir", "", "directory of segments, on a tmpfs (default: one of /dev/shm that belongs to the socket)")
+	fs.StringVar(&cfg.HandoutDir, "handout-dir", "", "read-only bind mount of --dir: descriptors opened through it cannot be reopened for writing, not even by root")
 	fs.StringVar(&cfg.Backing, "backing", "shm", "shm: files of a tmpfs directory; memfd: sealed memory that not even root can change, kept through restarts by systemd")
 	maxBytes := fs.String("max-bytes", "", "budget for stored weights, as in 4GiB (default: what the tmpfs has)")
 	fs.IntVar(&cfg.MaxPuts, "max-puts", 8, "open puts at once")

@@ -26,18 +26,20 @@ import (
 
 // Config is what a daemon is started with. The zero value serves the default socket.
 type Config struct {
-	Socket    string    // empty: socketpath.Default
-	Dir       string    // segments; empty: the directory of /dev/shm that belongs to the socket
-	Backing   string    // shm.KindShm or shm.KindMemfd; empty: the first
-	MaxBytes  uint64    // budget for segments and tables; 0: what the file system has
-	MaxPuts   int       // open puts at once; 0: the store's default
-	Dev       bool      // talk to a person at the terminal
-	Ephemeral bool      // remove the segments at the end (demo, tests)
-	LogFormat string    // "json" or "text"
-	LogLevel  string    // debug, info, warn, error
-	Out       io.Writer // what Dev tells; nil: nobody
-	Log       io.Writer // log lines; nil: nobody
-	Ready     func()    // called once it serves
+	Socket  string // empty: socketpath.Default
+	Dir     string // segments; empty: the directory of /dev/shm that belongs to the socket
+	Backing string // shm.KindShm or shm.KindMemfd; empty: the first
+	// HandoutDir is a read-only bind mount of Dir, through which files are opened for clients; empty: none.
+	HandoutDir string
+	MaxBytes   uint64    // budget for segments and tables; 0: what the file system has
+	MaxPuts    int       // open puts at once; 0: the store's default
+	Dev        bool      // talk to a person at the terminal
+	Ephemeral  bool      // remove the segments at the end (demo, tests)
+	LogFormat  string    // "json" or "text"
+	LogLevel   string    // debug, info, warn, error
+	Out        io.Writer // what Dev tells; nil: nobody
+	Log        io.Writer // log lines; nil: nobody
+	Ready      func()    // called once it serves
 }
 
 // Harden is for processes that are nothing but a daemon: no other process of this uid may trace it or open its descriptors,
@@ -74,13 +76,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	switch cfg.Backing {
 	case "", shm.KindShm:
 	case shm.KindMemfd:
+		if cfg.HandoutDir != "" {
+			return zcerr.New(zcerr.Invalid, "a hand-out directory is for --backing shm: memfds are sealed and have no directory").WithHint("leave --handout-dir away")
+		}
 		if backing, err = openMemfd(log); err != nil {
 			return err
 		}
 	default:
 		return zcerr.New(zcerr.Invalid, "backing %q is none of shm, memfd", cfg.Backing).WithHint("zcstored --help")
 	}
-	st, err := store.Open(store.Options{Dir: cfg.Dir, Backing: backing, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
+	st, err := store.Open(store.Options{Dir: cfg.Dir, HandoutDir: cfg.HandoutDir, Backing: backing, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
 	if err != nil {
 		var locked *store.LockedError
 		if errors.As(err, &locked) {

@@ -149,9 +149,20 @@ func (s *Store) send(message string, fds ...int) error {
 	if err := s.conn.SetWriteDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
-	n, _, err := s.conn.WriteMsgUnix([]byte(message), oob, nil)
-	if err == nil && n != len(message) {
-		err = errors.New("short message")
+	raw, err := s.conn.SyscallConn() // WriteMsgUnix refuses connected datagram sockets
+	if err == nil {
+		var sent error
+		err = raw.Write(func(fd uintptr) bool {
+			for {
+				sent = unix.Sendmsg(int(fd), []byte(message), oob, nil, unix.MSG_NOSIGNAL)
+				if !errors.Is(sent, unix.EINTR) {
+					return !errors.Is(sent, unix.EAGAIN)
+				}
+			}
+		})
+		if err == nil {
+			err = sent
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("tell the service manager: %w", err)

@@ -59,12 +59,13 @@ const (
 
 // Options say where a store is and what it may use. The zero value of a field is its default.
 type Options struct {
-	Dir      string      // directory of segments; made when missing
-	AnyFS    bool        // take a directory that is not on a tmpfs (tests)
-	Backing  shm.Backing // in place of Dir: opened, and locked, by the caller; the store closes it, on error too
-	MaxBytes uint64      // budget for segments and tables; 0: what the file system has
-	MaxPuts  int         // open puts at once; 0: 8
-	Log      *zap.Logger
+	Dir        string      // directory of segments; made when missing
+	AnyFS      bool        // take a directory that is not on a tmpfs (tests)
+	HandoutDir string      // a read-only bind mount of Dir to open files for clients through; empty: none
+	Backing    shm.Backing // in place of Dir: opened, and locked, by the caller; the store closes it, on error too
+	MaxBytes   uint64      // budget for segments and tables; 0: what the file system has
+	MaxPuts    int         // open puts at once; 0: 8
+	Log        *zap.Logger
 }
 
 // Store is safe for concurrent use.
@@ -213,6 +214,13 @@ func openLocked(opt Options) (*shm.Dir, *os.File, error) {
 		dir, err := shm.OpenDir(opt.Dir, opt.AnyFS)
 		if err != nil {
 			return nil, nil, err
+		}
+		if opt.HandoutDir != "" {
+			if err := dir.HandOutThrough(opt.HandoutDir); err != nil {
+				dir.Close()
+				return nil, nil, zcerr.New(zcerr.Invalid, "%w", err).
+					WithHint("mount --bind %[1]s %[2]s && mount -o remount,bind,ro %[2]s (or deploy/srv-zcstore\\x2dro.mount)", opt.Dir, opt.HandoutDir)
+			}
 		}
 		lock, holder, err := dir.Lock(fmt.Sprintf("pid %d", os.Getpid()))
 		if err == nil && !dir.Gone() {

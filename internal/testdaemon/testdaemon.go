@@ -74,6 +74,11 @@ func Client(t testing.TB, socket string) *client.Client {
 const (
 	envSocket = "ZCSTORE_TESTDAEMON_SOCKET"
 	envDir    = "ZCSTORE_TESTDAEMON_DIR"
+
+	// For the environment of StartProcess and Command.
+	EnvBacking = "ZCSTORE_TESTDAEMON_BACKING" // shm or memfd
+	EnvHandout = "ZCSTORE_TESTDAEMON_HANDOUT" // --handout-dir
+	EnvHarden  = "ZCSTORE_TESTDAEMON_HARDEN"  // 1: as zcstored does, no process of the same uid may trace it
 )
 
 // Main makes the test binary a daemon when Process started it. It stands in TestMain, after worker.Main.
@@ -82,7 +87,13 @@ func Main() {
 	if socket == "" {
 		return
 	}
-	err := daemon.Run(context.Background(), daemon.Config{Socket: socket, Dir: dir, Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
+	if os.Getenv(EnvHarden) == "1" {
+		if err := daemon.Harden(); err != nil {
+			fmt.Fprintln(os.Stderr, "daemon:", err)
+			os.Exit(1)
+		}
+	}
+	err := daemon.Run(context.Background(), daemon.Config{Socket: socket, Dir: dir, Backing: os.Getenv(EnvBacking), HandoutDir: os.Getenv(EnvHandout), Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
 	fmt.Fprintln(os.Stderr, "daemon:", err)
 	os.Exit(1)
 }
@@ -93,18 +104,30 @@ type Process struct {
 	once sync.Once
 }
 
-// StartProcess starts the test binary as a daemon and waits until it serves.
-func StartProcess(t testing.TB, socket, dir string) *Process {
-	t.Helper()
+// Command is the test binary as a daemon, not started. It says "ready" on its standard output once it serves.
+func Command(socket, dir string, env ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), envSocket+"="+socket, envDir+"="+dir)
+	cmd.Env = append(cmd.Env, env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// StartProcess starts the test binary as a daemon and waits until it serves.
+func StartProcess(t testing.TB, socket, dir string, env ...string) *Process {
+	t.Helper()
+	return StartCommand(t, Command(socket, dir, env...))
+}
+
+// StartCommand starts what Command made, as changed by the test, and waits until it serves.
+func StartCommand(t testing.TB, cmd *exec.Cmd) *Process {
+	t.Helper()
 	var log strings.Builder
 	cmd.Stderr = &log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,144 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zcstore/zcstore/internal/testdaemon"
+)
+
+// supervisor does what systemd does for a service with FileDescriptorStoreMax=: it keeps the descriptors that the service
+// sends, in the order of its messages, and passes them to the next process of the service.
+type supervisor struct {
+	t     testing.TB
+	conn  *net.UnixConn
+	path  string
+	max   int
+	slow  time.Duration // before each message is handled
+	ended chan struct{}
+
+	mu     sync.Mutex
+	names  []string   // guarded by mu
+	files  []*os.File // guarded by mu
+	events []string   // guarded by mu; what came, in short
+}
+
+func newSupervisor(t testing.TB, max int, slow time.Duration) *supervisor {
+	t.Helper()
+	base, err := os.MkdirTemp("", "zc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &supervisor{t: t, path: filepath.Join(base, "notify"), max: max, slow: slow, ended: make(chan struct{})}
+	if s.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"}); err != nil {
+		t.Fatal(err)
+	}
+	go s.serve()
+	t.Cleanup(func() {
+		s.conn.Close()
+		<-s.ended
+		for _, f := range s.files {
+			f.Close()
+		}
+		os.RemoveAll(base)
+	})
+	return s
+}
+
+func (s *supervisor) serve() {
+	defer close(s.ended)
+	buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4*8))
+	for {
+		n, oobn, _, _, err := s.conn.ReadMsgUnix(buf, oob)
+		if err != nil {
+			return
+		}
+		var files []*os.File
+		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+		for _, m := range msgs {
+			fds, _ := unix.ParseUnixRights(&m)
+			for _, fd := range fds {
+				files = append(files, os.NewFile(uintptr(fd), "kept"))
+			}
+		}
+		if err != nil {
+			s.t.Errorf("supervisor: %v", err)
+		}
+		s.message(string(buf[:n]), files)
+	}
+}
+
+func (s *supervisor) message(text string, files []*os.File) {
+	time.Sleep(s.slow)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fields := map[string]string{}
+	for line := range strings.Lines(text) {
+		k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		fields[k] = v
+	}
+	name := fields["FDNAME"]
+	switch {
+	case fields["FDSTORE"] == "1" && len(files) == 1 && len(s.files) < s.max:
+		s.events = append(s.events, "store "+name)
+		s.names, s.files = append(s.names, name), append(s.files, files[0])
+		return
+	case fields["FDSTOREREMOVE"] == "1":
+		s.events = append(s.events, "remove "+name)
+		for i := len(s.names) - 1; i >= 0; i-- {
+			if s.names[i] == name {
+				s.files[i].Close()
+				s.names, s.files = append(s.names[:i], s.names[i+1:]...), append(s.files[:i], s.files[i+1:]...)
+			}
+		}
+	case fields["BARRIER"] == "1":
+		s.events = append(s.events, "barrier")
+	}
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// kept lists the names that are in store.
+func (s *supervisor) kept() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.names...)
+}
+
+// add puts a descriptor into the store as if the service had.
+func (s *supervisor) add(name string, f *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names, s.files = append(s.names, name), append(s.files, f)
+}
+
+// start runs a daemon with the memfd backing, and with what is in store.
+func (s *supervisor) start(socket, dir string) *testdaemon.Process {
+	s.t.Helper()
+	s.mu.Lock()
+	cmd := testdaemon.Command(socket, dir, testdaemon.EnvBacking+"=memfd", "NOTIFY_SOCKET="+s.path, fmt.Sprintf("FDSTORE=%d", s.max),
+		fmt.Sprintf("LISTEN_FDS=%d", len(s.files)), "LISTEN_FDNAMES="+strings.Join(s.names, ":"))
+	cmd.ExtraFiles = append([]*os.File(nil), s.files...)
+	s.mu.Unlock()
+	// Only the process that a variable names may take the descriptors, and its id is known to itself alone.
+	inner := cmd.Path
+	if exe, err := os.Executable(); err == nil {
+		inner = exe
+	}
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		s.t.Skip("no sh")
+	}
+	cmd.Path, cmd.Args = sh, []string{"sh", "-c", `LISTEN_PID=$$ exec "$0"`, inner}
+	return testdaemon.StartCommand(s.t, cmd)
+}
