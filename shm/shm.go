@@ -314,7 +314,7 @@ func checkName(name string) error {
 type Writer struct {
 	f       *os.File
 	size    int64
-	publish func(f *os.File, name string) error // gives the whole file its name
+	publish func(f *os.File, name string, over bool) error // gives the whole file its name; over: also one that is taken
 	once    sync.Once
 }
 
@@ -344,15 +344,30 @@ func (d *Dir) Create(size int64) (*Writer, error) {
 	return &Writer{f: f, size: size, publish: d.link}, nil
 }
 
-// link makes a whole file read-only and gives it its name, which must be free.
-func (d *Dir) link(f *os.File, name string) error {
+// link makes a whole file read-only and gives it its name, which must be free unless over.
+func (d *Dir) link(f *os.File, name string, over bool) error {
 	if err := call("chmod", func() error { return f.Chmod(0o400) }); err != nil {
 		return err
 	}
+	to := name
+	if over { // a link cannot take a name from another file; a rename can
+		to = name + ".new"
+		if err := d.root.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
 	from := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-	return call("link", func() error {
-		return unix.Linkat(unix.AT_FDCWD, from, int(d.f.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+	err := call("link", func() error {
+		return unix.Linkat(unix.AT_FDCWD, from, int(d.f.Fd()), to, unix.AT_SYMLINK_FOLLOW)
 	})
+	if err != nil || !over {
+		return err
+	}
+	if err := call("rename", func() error { return d.root.Rename(to, name) }); err != nil {
+		d.root.Remove(to)
+		return err
+	}
+	return nil
 }
 
 // WriteAt writes inside the reserved size; past it is an error. It goes through the file, never through a mapping.
@@ -369,10 +384,16 @@ func (w *Writer) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // Publish makes the segment read-only and gives it its name, which must be free. It ends the writer, even on error.
-func (w *Writer) Publish(name string) error {
+func (w *Writer) Publish(name string) error { return w.end(name, false) }
+
+// Replace is Publish for a name that another file may have: whoever opens it gets the old file or the new one, after a crash
+// as well, and mappings of the old one stay valid.
+func (w *Writer) Replace(name string) error { return w.end(name, true) }
+
+func (w *Writer) end(name string, over bool) error {
 	err := checkName(name)
 	if err == nil {
-		err = w.publish(w.f, name)
+		err = w.publish(w.f, name, over)
 	}
 	if cerr := w.close(); err == nil {
 		err = cerr

@@ -202,6 +202,9 @@ func (s *Store) releaseUnnamedLocked(digests []manifest.Digest) (dropped []*vers
 			dropped = append(dropped, v)
 		}
 	}
+	if len(dropped) > 0 {
+		s.wakeCompactor()
+	}
 	return dropped
 }
 
@@ -217,7 +220,15 @@ func (s *Store) namedLocked(d manifest.Digest) bool {
 // forgetVersionLocked takes a version out of the store and unlinks its files. Leases keep what they have mapped: the kernel
 // frees those pages when the last mapping goes.
 func (s *Store) forgetVersionLocked(v *version) {
-	delete(s.versions, v.digest)
+	s.logRemove(tableFile(v.digest))
+	s.dropLocked(v)
+}
+
+// dropLocked is forgetVersionLocked for a version whose table is gone already, or another's now.
+func (s *Store) dropLocked(v *version) {
+	if s.versions[v.digest] == v {
+		delete(s.versions, v.digest)
+	}
 	v.deleted = true
 	if v.leases > 0 {
 		s.held[v] = struct{}{}
@@ -227,7 +238,6 @@ func (s *Store) forgetVersionLocked(v *version) {
 			delete(s.content, r.sum)
 		}
 	}
-	s.logRemove(tableFile(v.digest))
 	for _, sg := range v.segs {
 		sg.refs--
 	}

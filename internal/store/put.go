@@ -33,6 +33,7 @@ type Put struct {
 	crc     []uint32         // row -> its CRC32C
 	missing int              // wanted rows that are not filled
 	settled bool
+	inside  bool // of the store itself: a compaction, which no client has open
 
 	wantedBytes, sharedBytes uint64
 	reserved                 uint64 // of the budget, until the end
@@ -266,10 +267,7 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 	if _, err := w.WriteAt(encoded, 0); err != nil {
 		return nil, err
 	}
-	if err := p.s.dir.Remove(name); err != nil {
-		return nil, err
-	}
-	if err := w.Publish(name); err != nil {
+	if err := w.Replace(name); err != nil {
 		return nil, err
 	}
 	f, err := p.s.dir.Open(name)
@@ -297,7 +295,9 @@ func (p *Put) Abort() {
 
 func (p *Put) abortLocked() {
 	p.end.Do(func() {
-		p.s.openPuts--
+		if !p.inside {
+			p.s.openPuts--
+		}
 		p.s.reserved -= p.reserved
 		p.s.filling -= p.filling
 		for _, sg := range p.segs {

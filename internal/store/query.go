@@ -46,7 +46,7 @@ type SegmentInfo struct {
 func (s *Store) infoLocked(name string, v *version) VersionInfo {
 	info := VersionInfo{
 		Name: name, Digest: v.digest, Kind: v.kind, Tensors: v.tensors, TensorBytes: v.bytes,
-		TableBytes: v.tableUse.Size, Holders: v.leases, Deleted: v.deleted, Created: v.created,
+		TableBytes: v.tableUse.Size, Holders: s.holdersLocked(v), Deleted: s.goneLocked(v), Created: v.created,
 	}
 	if m := s.models[name]; m != nil {
 		info.Tags = m.tagsOf(v.digest)
@@ -62,6 +62,20 @@ func (s *Store) infoLocked(name string, v *version) VersionInfo {
 		})
 	}
 	return info
+}
+
+// goneLocked tells that no tag names a version any more. One that was compacted is deleted only where it was.
+func (s *Store) goneLocked(v *version) bool { return v.deleted && s.versions[v.digest] == nil }
+
+// holdersLocked counts the leases on a version, wherever the holders have it mapped.
+func (s *Store) holdersLocked(v *version) int {
+	n := v.leases
+	for old := range s.held {
+		if old != v && old.digest == v.digest {
+			n += old.leases
+		}
+	}
+	return n
 }
 
 // List gives the versions of a model, or of all when name is empty, sorted by name and age. With all, also deleted ones that
@@ -85,7 +99,7 @@ func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
 	if all {
 		seen := map[*version]bool{}
 		for _, l := range s.leases {
-			if n, _, _ := strings.Cut(l.Ref, ":"); l.v.deleted && !seen[l.v] && (name == "" || n == name) {
+			if n, _, _ := strings.Cut(l.Ref, ":"); s.goneLocked(l.v) && !seen[l.v] && (name == "" || n == name) {
 				seen[l.v] = true
 				info := s.infoLocked(n, l.v)
 				info.Tags = nil
@@ -266,7 +280,7 @@ func (s *Store) Holders(name string) []LeaseInfo {
 	var out []LeaseInfo
 	for _, l := range s.leases {
 		if n, _, _ := strings.Cut(l.Ref, ":"); name == "" || n == name {
-			out = append(out, LeaseInfo{Lease: *l, Deleted: l.v.deleted})
+			out = append(out, LeaseInfo{Lease: *l, Deleted: s.goneLocked(l.v)})
 		}
 	}
 	slices.SortFunc(out, func(a, b LeaseInfo) int { return cmp.Compare(a.ID, b.ID) })

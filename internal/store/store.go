@@ -19,6 +19,7 @@
 package store
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -80,6 +81,10 @@ type Store struct {
 	started  time.Time   // immutable
 	adopted  int         // immutable; versions found at Open
 	ready    bool        // immutable after Open: what is stored was read
+
+	compact   chan struct{}      // immutable; wakes the compactor
+	compacted chan struct{}      // immutable; closed when it has ended
+	stop      context.CancelFunc // immutable; ends it
 
 	admitting sync.Mutex // taken before mu; held while the limits of memory are read
 
@@ -198,12 +203,17 @@ func Open(opt Options) (*Store, error) {
 		opt: opt, memLimits: func() ([]memlimit.Limit, error) { return memlimit.Read("") }, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
 		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{},
 		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
+		compact: make(chan struct{}, 1), compacted: make(chan struct{}),
 	}
 	if err := s.adopt(); err != nil {
 		s.Close()
 		return nil, err
 	}
 	s.adopted, s.ready = len(s.versions), true
+	ctx, cancel := context.WithCancel(context.Background())
+	s.stop = cancel
+	go s.compactor(ctx)
+	s.wakeCompactor() // a crash may have come between a removal and its compaction
 	return s, nil
 }
 
@@ -243,6 +253,10 @@ func openLocked(opt Options) (*shm.Dir, *os.File, error) {
 
 // Close lets go of the directory. Everything stored stays, for the next Open; a store with nothing in it leaves nothing.
 func (s *Store) Close() error {
+	if s.stop != nil {
+		s.stop()
+		<-s.compacted
+	}
 	s.mu.Lock()
 	empty := len(s.models) == 0 && s.openPuts == 0 && !s.closed
 	s.closed = true

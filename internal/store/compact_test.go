@@ -1,0 +1,160 @@
+package store
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/zcstore/zcstore/models/manifest"
+)
+
+// rowsOf makes n rows of size bytes, whose content is that of seed and their number.
+func rowsOf(prefix string, n, size int, seed uint64) []row {
+	var out []row
+	for i := range n {
+		out = append(out, row{fmt.Sprintf("%s%02d", prefix, i), size, seed + uint64(i)})
+	}
+	return out
+}
+
+// settledStore waits until the compactor has nothing to do.
+func settledStore(t testing.TB, s *Store) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		dead := false
+		s.mu.Lock()
+		for sg, live := range s.liveLocked() { // also while one is being moved, which mostlyDeadLocked leaves out
+			dead = dead || sg.use.Size > 2*live+compactFrom
+		}
+		s.mu.Unlock()
+		if !dead {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("mostly dead bytes stay pinned")
+		}
+	}
+}
+
+func TestMostlyDeadSegmentsAreCompacted(t *testing.T) {
+	path := testPath(t)
+	s := open(t, path)
+	old := sealed(t, draft(rowsOf("w", 20, 256<<10, 1)...))
+	put(t, s, "m:old", old)
+	// Both share 3 of the 20, of which 2 are the same, and have something small of their own.
+	shares := func(name string, from int) *manifest.Sealed {
+		rows := slices.Clone(rowsOf("w", 20, 256<<10, 1)[from : from+3])
+		return sealed(t, draft(append(rows, row{name, 100, 9})...))
+	}
+	a, b := shares("a", 0), shares("b", 1)
+	put(t, s, "m:a", a)
+	put(t, s, "m:b", b)
+	s.mu.Lock()
+	shared := len(s.segments) == 3 // the first, and two with the small ones
+	s.mu.Unlock()
+	if !shared {
+		t.Fatal("the versions do not share the first segment")
+	}
+
+	l, files, err := s.Attach("m:a", Holder{PID: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rm, err := s.Remove("m:old", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rm.Pinned < 20*256<<10 {
+		t.Errorf("pinned %d bytes, the segment has %d", rm.Pinned, 20*256<<10)
+	}
+	settledStore(t, s)
+	after, err := s.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Four tensors are alive, and the lease on a holds the old segment.
+	if saved := int64(before.Used) - int64(after.Used); saved < 15*256<<10 {
+		t.Errorf("used %d bytes before and %d after", before.Used, after.Used)
+	}
+	if after.Held < 20*256<<10 {
+		t.Errorf("held %d bytes; a lease has the old segment mapped", after.Held)
+	}
+	infos, err := s.List("m", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(infos) != 2 || infos[0].Deleted || infos[0].Holders != 1 {
+		t.Errorf("list after compaction: %+v", infos)
+	}
+	if h := s.Holders(""); len(h) != 1 || h[0].Deleted {
+		t.Errorf("holders after compaction: %+v", h)
+	}
+	compare(t, files, a) // of before
+	readBack(t, s, "m:a", a)
+	readBack(t, s, "m:b", b)
+	s.Release(l.ID)
+	if st, err := s.Status(); err != nil || st.Held != 0 {
+		t.Errorf("held %d bytes after the last release (%v)", st.Held, err)
+	}
+
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	readBack(t, s, "m:a", a)
+	readBack(t, s, "m:b", b)
+	if got := put(t, s, "m:again", old); got.Shared != 4*256<<10 {
+		t.Errorf("a put shares %d bytes with the compacted versions, want four tensors", got.Shared)
+	}
+}
+
+func TestDamageIsNotCompacted(t *testing.T) {
+	s := open(t, testPath(t))
+	put(t, s, "m:old", sealed(t, draft(rowsOf("w", 20, 256<<10, 1)...)))
+	put(t, s, "m:a", sealed(t, draft(rowsOf("w", 3, 256<<10, 1)...)))
+	s.mu.Lock()
+	at := s.content[sealed(t, draft(rowsOf("w", 1, 256<<10, 1)...)).Manifest.Tensors[0].SHA256]
+	s.mu.Unlock()
+	flip(t, s, at.seg.file(), int64(at.offset)+77)
+	if _, err := s.Remove("m:old", false); err != nil {
+		t.Fatal(err)
+	}
+	settledStore(t, s)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, _, err := s.Attach("m:a", Holder{}); err != nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("a damaged tensor was copied and is served")
+		}
+	}
+}
+
+// flip changes one bit of a stored file, as its owner can.
+func flip(t testing.TB, s *Store, name string, at int64) {
+	t.Helper()
+	path := filepath.Join(s.Dir(), name)
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	if _, err := f.WriteAt(b[:], at); err != nil {
+		t.Fatal(err)
+	}
+}
