@@ -40,7 +40,7 @@ type Kept struct {
 // change a published byte. It has no name on any file system, so it lives exactly as long as somebody holds a descriptor or a
 // mapping: without a Keeper, no longer than this process.
 //
-// A small file that is replaced is kept as NAME.GENERATION. The new generation is with the keeper before the old one is
+// A file that is replaced is kept as NAME.GENERATION. The new generation is with the keeper before the old one is
 // dropped, and the next process takes the highest.
 type Memfd struct {
 	keeper Keeper // nil: none
@@ -53,7 +53,7 @@ type Memfd struct {
 type memFile struct {
 	f          *os.File // O_RDONLY
 	keptAs     string
-	generation uint64 // 0: a segment, which is never replaced
+	generation uint64 // 0: it was never replaced
 }
 
 var _ Backing = (*Memfd)(nil)
@@ -217,7 +217,7 @@ func seal(f *os.File) error {
 	})
 }
 
-func (m *Memfd) publish(f *os.File, name string) error {
+func (m *Memfd) publish(f *os.File, name string, over bool) error {
 	if err := seal(f); err != nil {
 		return fmt.Errorf("seal: %w", err)
 	}
@@ -228,6 +228,9 @@ func (m *Memfd) publish(f *os.File, name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.files[name] != nil {
+		if over {
+			return m.replaceLocked(name, own)
+		}
 		own.Close()
 		return unix.EEXIST
 	}
@@ -311,11 +314,16 @@ func (m *Memfd) ReplaceFile(name string, b []byte) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.replaceLocked(name, own)
+}
+
+// replaceLocked makes own the next generation of a name. It owns the file.
+func (m *Memfd) replaceLocked(name string, own *os.File) error {
 	m.last[name]++
 	next := &memFile{f: own, generation: m.last[name]}
 	old := m.files[name]
 	next.keptAs = name + "." + strconv.FormatUint(next.generation, 10)
-	err = m.keep(next.keptAs, own)
+	err := m.keep(next.keptAs, own)
 	if err == nil && m.keeper != nil {
 		err = call("sync", m.keeper.Sync)
 	}

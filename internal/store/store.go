@@ -504,13 +504,6 @@ func (s *Store) explainLocked(err error) error {
 	return err
 }
 
-func (s *Store) noSpace(need, have uint64) error {
-	s.mu.Lock()
-	held := s.heldBytesLocked()
-	s.mu.Unlock()
-	return noSpace(need, have, held)
-}
-
 func noSpace(need, have, held uint64) error {
 	e := zcerr.New(zcerr.NoSpace, "%s needed, %s free in shared memory", units.Bytes(need), units.Bytes(have))
 	if held > 0 {
