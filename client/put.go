@@ -13,6 +13,7 @@ import (
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
+	"github.com/zcstore/zcstore/shm/region"
 )
 
 // PutOptions are the choices of a put.
@@ -169,7 +170,7 @@ func (p *putting) send(ctx context.Context, s *manifest.Sealed) (done *zcstorev1
 
 // sendBytes sends what is wanted on the raw channel. When the daemon stopped taking bytes, the error is its own word on why.
 func (p *putting) sendBytes(ctx context.Context, stream zcstorev1.Store_PutClient, s *manifest.Sealed, plan *zcstorev1.PutPlan) error {
-	err := p.rawBytes(ctx, s, plan)
+	err := region.Guard(func() error { return p.rawBytes(ctx, s, plan) }) // a tensor may be a mapped one, put again
 	var broken net.Error
 	if err == nil || (!errors.As(err, &broken) && !errors.Is(err, syscall.EPIPE)) {
 		return err // of the source, or of the caller

@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+
+	"github.com/zcstore/zcstore/shm/region"
 )
 
 // ErrClosed is the answer to calls on a pool that is closed or being closed.
@@ -88,13 +90,21 @@ func kindOf(err error, deep bool) string {
 func toFailed(err error) *failed { return &failed{Kind: kindOf(err, true), Text: err.Error()} }
 
 // guarded runs code of an actor in a goroutine of its own. One result always arrives: a panic and runtime.Goexit are
-// errors.
+// errors. A read of weights whose file was cut is one of kind zcerr.Fault; a fault elsewhere in memory, which the runtime
+// would not have survived, still ends the process.
 func guarded(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		err := errors.New("the actor ended its goroutine (runtime.Goexit)")
+		region.On()
 		defer func() {
-			if v := recover(); v != nil {
+			switch v := recover(); {
+			case v == nil:
+			case region.Try(v) != nil:
+				err = region.Try(v)
+			case region.Elsewhere(v):
+				panic(v)
+			default:
 				err = &failed{Kind: KindPanic, Text: fmt.Sprintf("panic: %v\n%s", v, firstFrames(string(debug.Stack())))}
 			}
 			done <- err

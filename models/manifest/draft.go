@@ -11,6 +11,7 @@ import (
 	"sort"
 	"sync"
 
+	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -194,7 +195,11 @@ func (d *Draft) Hash(ctx context.Context, which []int, sums []Digest, progress f
 			buf := make([]byte, 1<<20)
 			for i := range next {
 				t := &d.Tensors[i]
-				sum, err := hashTensor(ctx, t, buf, count)
+				var sum Digest
+				err := region.Guard(func() (err error) { // the tensor may be a mapped one, put again
+					sum, err = hashTensor(ctx, t, buf, count)
+					return err
+				})
 				if err != nil {
 					cancel(fmt.Errorf("read tensor %s: %w", quote(first(t.Names)), err))
 					continue

@@ -163,6 +163,13 @@ func Caught(before bool, err *error) {
 	}
 }
 
+// Elsewhere reports whether a recovered value is a fault at an address that no known mapping has: the program reads memory that
+// is not there, and without On the runtime would have ended it.
+func Elsewhere(recovered any) bool {
+	_, ok := recovered.(interface{ Addr() uintptr })
+	return ok && asFault(recovered) == nil
+}
+
 // Try is Caught for whoever handles other panics itself: it gives the fault that a recovered value is, or nil.
 func Try(recovered any) *Fault {
 	if f, ok := recovered.(*Fault); ok {
