@@ -246,12 +246,12 @@ func (d *Dir) Open(name string) (*os.File, error) {
 		return err
 	})
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", name)
+		err = errors.New("what has the name of a segment is no regular file")
 	}
 	if err != nil {
 		f.Close()

@@ -2,6 +2,7 @@ package shm
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 
@@ -40,7 +41,14 @@ func call(name string, f func() error) error {
 		if err == nil {
 			err = f()
 		}
-		if !errors.Is(err, unix.EINTR) {
+		var no unix.Errno
+		switch {
+		case err == nil || errors.Is(err, ErrShort):
+			return err
+		case errors.Is(err, unix.EINTR):
+		case errors.As(err, &no): // without the path: it would reach clients, and which file it is, is nobody's business
+			return fmt.Errorf("%s: %w", name, no)
+		default:
 			return err
 		}
 	}

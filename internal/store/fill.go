@@ -40,7 +40,7 @@ func (r *rowSum) add(b []byte) error {
 	r.at += int64(len(b))
 	r.sha.Write(b)
 	r.crc = crc32.Update(r.crc, castagnoli, b)
-	return err
+	return explain(err)
 }
 
 // end holds the row to its digest, or takes that of what arrived for a pending row.

@@ -8,9 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
-
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -43,7 +40,8 @@ type LeaseInfo struct {
 
 // Attach takes a lease on a version and opens its files: the table first, then the segments in the table's order, each
 // O_RDONLY with its own file description. The caller owns the files. Errors: Invalid, NotFound, Corrupt.
-func (s *Store) Attach(target string, h Holder) (*Lease, []*os.File, error) {
+func (s *Store) Attach(target string, h Holder) (_ *Lease, _ []*os.File, err error) {
+	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
 		return nil, nil, zcerr.New(zcerr.Invalid, "%w", err)
@@ -80,10 +78,6 @@ func (s *Store) openFilesLocked(v *version) ([]*os.File, error) {
 			if errors.Is(err, os.ErrNotExist) {
 				return nil, zcerr.New(zcerr.Corrupt, "a file of %s was removed behind the daemon's back", v.digest.Short()).
 					WithHint("put the model again; keep other programs out of the segment directory (RemoveIPC=no)")
-			}
-			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-				return nil, zcerr.New(zcerr.Limit, "the daemon is at its limit of open files").
-					WithHint("give it more: LimitNOFILE= in its unit, or ulimit -n before it is started")
 			}
 			return nil, err
 		}
@@ -195,7 +189,7 @@ func (s *Store) releaseUnnamedLocked(digests []manifest.Digest) (dropped []*vers
 		}
 		if s.lost[d] != nil {
 			delete(s.lost, d)
-			s.logRemove(tableFile(d))
+			s.removeLocked(tableFile(d))
 		}
 		if v := s.versions[d]; v != nil {
 			s.forgetVersionLocked(v)
@@ -220,7 +214,7 @@ func (s *Store) namedLocked(d manifest.Digest) bool {
 // forgetVersionLocked takes a version out of the store and unlinks its files. Leases keep what they have mapped: the kernel
 // frees those pages when the last mapping goes.
 func (s *Store) forgetVersionLocked(v *version) {
-	s.logRemove(tableFile(v.digest))
+	s.removeLocked(tableFile(v.digest))
 	s.dropLocked(v)
 }
 
@@ -259,11 +253,5 @@ func (s *Store) unlinkIfUnusedLocked(sg *segment) {
 		return
 	}
 	delete(s.segments, sg.id)
-	s.logRemove(sg.file())
-}
-
-func (s *Store) logRemove(name string) {
-	if err := s.dir.Remove(name); err != nil {
-		s.log.Error("unlink", zap.Error(err)) // swept away by the next start
-	}
+	s.removeLocked(sg.file())
 }

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"sync"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
@@ -65,7 +64,8 @@ func (s *Store) BeginPut(target string, replace bool, encoded []byte) (*Put, err
 
 // Begin checks a reference and a manifest, and reserves the memory for what is missing. Errors: Invalid, Conflict (an
 // explicit tag points at other bytes), NoSpace, Limit.
-func (s *Store) Begin(spec PutSpec) (*Put, error) {
+func (s *Store) Begin(spec PutSpec) (_ *Put, err error) {
+	defer explainInto(&err)
 	p, err := s.Plan(spec)
 	if err != nil {
 		return nil, err
@@ -177,7 +177,8 @@ func (p *Put) Rows() int { return len(p.man.Tensors) }
 
 // Commit publishes the version and names it. Afterwards it is there whole, whatever happens to the daemon.
 // Errors: as Begin; Invalid when bytes are missing; Conflict when Settle wants the put again.
-func (p *Put) Commit() (*PutResult, error) {
+func (p *Put) Commit() (_ *PutResult, err error) {
+	defer explainInto(&err)
 	defer p.Abort()
 	again, err := p.Settle()
 	if err != nil {
@@ -194,6 +195,7 @@ func (p *Put) Commit() (*PutResult, error) {
 	s := p.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.tidyLocked()
 	v := s.versions[p.digest]
 	res := &PutResult{Existed: v != nil, Shared: p.sharedBytes}
 	switch {
@@ -244,14 +246,15 @@ func (p *Put) publishSegment() (*segment, []byte, error) {
 		}
 		sg, err := p.s.openSegment(id)
 		if err != nil {
-			return nil, nil, errors.Join(err, p.s.dir.Remove(segmentPrefix+id))
+			p.s.discard(segmentPrefix + id)
+			return nil, nil, err
 		}
 		fresh = sg
 		list = append(list, table.Segment{ID: sg.id, Bytes: sg.use.Size})
 	}
 	b, err := table.Encode(p.man, p.digest, list, p.locs)
 	if err != nil && fresh != nil {
-		err = errors.Join(err, p.s.dir.Remove(fresh.file()))
+		p.s.discard(fresh.file())
 	}
 	return fresh, b, err
 }
@@ -270,13 +273,9 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 	if err := w.Replace(name); err != nil {
 		return nil, err
 	}
-	f, err := p.s.dir.Open(name)
+	use, err := p.s.usageOf(name)
 	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	use, err := shm.UsageOf(f)
-	if err != nil {
+		p.s.removeLocked(name)
 		return nil, err
 	}
 	segs := append([]*segment(nil), p.segs...)

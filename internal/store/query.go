@@ -134,6 +134,7 @@ func (s *Store) Show(target string) (VersionInfo, error) {
 // Tag points a tag at a stored version, of the same model or another: a name is only a name. previous is what it pointed at, zero when it is new.
 // Errors: Invalid, NotFound, Conflict without replace.
 func (s *Store) Tag(source, target string, replace bool) (digest, previous manifest.Digest, err error) {
+	defer explainInto(&err)
 	src, err := ref.Parse(source)
 	if err != nil {
 		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err)
@@ -168,7 +169,8 @@ type Removed struct {
 
 // Remove takes tags away: name:tag that tag, name@digest every tag of that version, a bare name all of the model, which must
 // then have one version unless all. Errors: Invalid, NotFound, Conflict.
-func (s *Store) Remove(target string, all bool) (Removed, error) {
+func (s *Store) Remove(target string, all bool) (_ Removed, err error) {
+	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
 		return Removed{}, zcerr.New(zcerr.Invalid, "%w", err)
@@ -208,6 +210,7 @@ func (s *Store) Remove(target string, all bool) (Removed, error) {
 }
 
 func (s *Store) untagLocked(m *model, tags []string) (Removed, error) {
+	defer s.tidyLocked()
 	before := m.clone()
 	var out Removed
 	slices.SortFunc(tags, compareTags)
@@ -311,7 +314,8 @@ type Status struct {
 }
 
 // Status reads the totals.
-func (s *Store) Status() (Status, error) {
+func (s *Store) Status() (_ Status, err error) {
+	defer explainInto(&err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	space, err := s.dir.Space() // under the lock, so that the kernel's numbers and ours are of one moment

@@ -100,6 +100,8 @@ type Store struct {
 	openPuts int                          // guarded by mu
 	closed   bool                         // guarded by mu
 	reserved uint64                       // guarded by mu; bytes of segments that open puts fill
+	debris   map[string]bool              // guarded by mu; files that could not be unlinked
+	doubtful map[string]bool              // guarded by mu; segments that a version in lost may need
 	filling  uint64                       // guarded by mu; blocks of their files, which have no name yet
 	admitted uint64                       // guarded by mu; of these, what is not yet allocated
 }
@@ -201,7 +203,7 @@ func Open(opt Options) (*Store, error) {
 	}
 	s := &Store{
 		opt: opt, memLimits: func() ([]memlimit.Limit, error) { return memlimit.Read("") }, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
-		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{},
+		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{}, doubtful: map[string]bool{},
 		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
 		compact: make(chan struct{}, 1), compacted: make(chan struct{}),
 	}
@@ -466,6 +468,11 @@ func (s *Store) sweep(keep map[string]bool) error {
 		if !ours || keep[n] {
 			continue
 		}
+		if len(s.lost) > 0 && strings.HasPrefix(n, segmentPrefix) {
+			// A version could not be read, perhaps only now (too many open files, an error of the disk): its bytes may be here.
+			s.doubtful[n] = true
+			continue
+		}
 		if err := s.dir.Remove(n); err != nil {
 			return err
 		}
@@ -553,4 +560,14 @@ func autoNumber(tag string) (int, bool) {
 		n = 10*n + int(c-'0')
 	}
 	return n, true
+}
+
+// usageOf is what the kernel has allocated for a published file.
+func (s *Store) usageOf(name string) (shm.Usage, error) {
+	f, err := s.dir.Open(name)
+	if err != nil {
+		return shm.Usage{}, err
+	}
+	defer f.Close()
+	return shm.UsageOf(f)
 }

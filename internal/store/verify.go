@@ -3,7 +3,9 @@ package store
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -30,7 +32,8 @@ type Verified struct {
 // Verify reads every tensor of a version in shared memory and compares its SHA-256. A version with a damaged tensor is not
 // served any more, nor is any other that uses the same bytes; workers that have them mapped are not touched. Errors: Invalid,
 // NotFound, Corrupt when the version's own files cannot be read.
-func (s *Store) Verify(ctx context.Context, target string) (*Verified, error) {
+func (s *Store) Verify(ctx context.Context, target string) (_ *Verified, err error) {
+	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
 		return nil, zcerr.New(zcerr.Invalid, "%w", err)
@@ -142,8 +145,11 @@ feed:
 // mapFile maps a file that must have the size it was published with.
 func (s *Store) mapFile(name string, size uint64) (*shm.Mapping, error) {
 	f, err := s.dir.Open(name)
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) {
 		return nil, zcerr.New(zcerr.Corrupt, "%w", err).WithHint("put the model again")
+	}
+	if err != nil { // says nothing about the bytes
+		return nil, err
 	}
 	defer f.Close()
 	use, err := shm.UsageOf(f)
