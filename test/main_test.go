@@ -16,6 +16,7 @@ import (
 func TestMain(m *testing.M) {
 	worker.Main()
 	testdaemon.Main()
+	probeMain()
 	// A race build sleeps a second at the end of every worker; and a race in a worker has to end it, or nobody hears of it.
 	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0 halt_on_error=1")
 	os.Exit(testleak.Run(m))
