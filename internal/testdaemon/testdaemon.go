@@ -93,6 +93,7 @@ func Main() {
 			os.Exit(1)
 		}
 	}
+	control(socket)
 	err := daemon.Run(context.Background(), daemon.Config{Socket: socket, Dir: dir, Backing: os.Getenv(EnvBacking), HandoutDir: os.Getenv(EnvHandout), Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
 	fmt.Fprintln(os.Stderr, "daemon:", err)
 	os.Exit(1)
@@ -147,6 +148,9 @@ func StartCommand(t testing.TB, cmd *exec.Cmd) *Process {
 	}
 	return p
 }
+
+// Wait waits until the daemon ended by itself, and reaps it.
+func (p *Process) Wait() { p.once.Do(func() { _ = p.cmd.Wait() }) }
 
 // PID is the daemon's process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
