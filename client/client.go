@@ -308,6 +308,11 @@ func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) (err error) {
 			WithHint("use a client and a daemon of the same release")
 	}
 	copy(m.digest[:], a.Digest)
+	for _, f := range files {
+		if err := shm.CheckSeals(f, a.Seals); err != nil {
+			return zcerr.New(zcerr.Corrupt, "what was handed out is not what the daemon says: %w", err)
+		}
+	}
 	tm, err := shm.MapIn(m.gate, files[0], int(a.TableBytes))
 	if err != nil {
 		return zcerr.New(zcerr.Corrupt, "table: %w", err)

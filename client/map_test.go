@@ -75,6 +75,7 @@ func TestReplyAndFilesMustBelongTogether(t *testing.T) {
 		{"a segment too many", func(*zcstorev1.Attached) {}, []string{"table", "segment", "segment"}, zcerr.Corrupt},
 		{"a segment that is too short", func(*zcstorev1.Attached) {}, []string{"table", "short"}, zcerr.Corrupt},
 		{"files in another order", func(*zcstorev1.Attached) {}, []string{"segment", "table"}, zcerr.Corrupt},
+		{"seals that it has not", func(a *zcstorev1.Attached) { a.Seals = shm.AllSeals }, []string{"table", "segment"}, zcerr.Corrupt},
 		{"nothing", func(*zcstorev1.Attached) {}, nil, zcerr.Corrupt},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

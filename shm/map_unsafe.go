@@ -37,15 +37,12 @@ func MapIn(gate *region.Gate, f *os.File, size int) (*Mapping, error) {
 	if size <= 0 {
 		return nil, fmt.Errorf("map %d bytes: nothing to map", size)
 	}
-	if err := checkReadOnly(f); err != nil {
-		return nil, err
-	}
-	u, err := UsageOf(f)
+	st, err := checkReadOnly(f)
 	if err != nil {
 		return nil, err
 	}
-	if u.Size < uint64(size) {
-		return nil, fmt.Errorf("segment has %d bytes, %d were announced", u.Size, size)
+	if st.Size < int64(size) {
+		return nil, fmt.Errorf("segment has %d bytes, %d were announced", st.Size, size)
 	}
 	data, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
@@ -54,29 +51,28 @@ func MapIn(gate *region.Gate, f *os.File, size int) (*Mapping, error) {
 	if err := unix.Madvise(data, unix.MADV_DONTDUMP); err != nil {
 		return nil, errors.Join(fmt.Errorf("keep the mapping out of core dumps: %w", err), unix.Munmap(data))
 	}
-	m := &Mapping{data: data, inode: u.Inode, known: region.Register(data, gate)}
+	m := &Mapping{data: data, inode: st.Ino, known: region.Register(data, gate)}
 	// A safety net: reaching it means that somebody forgot Close.
 	known := m.known
 	m.cleanup = runtime.AddCleanup(m, func(d []byte) { known.Remove(); _ = unix.Munmap(d) }, data)
 	return m, nil
 }
 
-func checkReadOnly(f *os.File) error {
-	var st unix.Stat_t
+func checkReadOnly(f *os.File) (st unix.Stat_t, err error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return fmt.Errorf("stat: %w", err)
+		return st, fmt.Errorf("stat: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return fmt.Errorf("descriptor is no regular file (mode %#o)", st.Mode)
+		return st, fmt.Errorf("descriptor is no regular file (mode %#o)", st.Mode)
 	}
 	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
 	if err != nil {
-		return fmt.Errorf("fcntl: %w", err)
+		return st, fmt.Errorf("fcntl: %w", err)
 	}
 	if flags&unix.O_ACCMODE != unix.O_RDONLY {
-		return fmt.Errorf("descriptor is open for writing; a published segment never is")
+		return st, fmt.Errorf("descriptor is open for writing; a published segment never is")
 	}
-	return nil
+	return st, nil
 }
 
 // Bytes is the mapped memory: read-only, valid until Close. A write to it is a fault.

@@ -93,7 +93,7 @@ func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (*zcs
 	}
 	return &zcstorev1.Attached{
 		Lease: l.ID, Digest: l.Digest[:], Ref: l.Ref, FirstFd: first, Fds: uint32(len(files)),
-		TableBytes: l.TableBytes, TableVersion: table.Version, Instance: s.st.Instance(),
+		TableBytes: l.TableBytes, TableVersion: table.Version, Instance: s.st.Instance(), Seals: s.st.Seals(),
 	}, nil
 }
 

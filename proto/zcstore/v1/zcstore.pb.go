@@ -1074,6 +1074,7 @@ type Attached struct {
 	TableBytes    uint64                 `protobuf:"varint,6,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
 	TableVersion  uint32                 `protobuf:"varint,7,opt,name=table_version,json=tableVersion,proto3" json:"table_version,omitempty"`
 	Instance      string                 `protobuf:"bytes,8,opt,name=instance,proto3" json:"instance,omitempty"` // changes with every start of the daemon
+	Seals         uint32                 `protobuf:"varint,9,opt,name=seals,proto3" json:"seals,omitempty"`      // every one of the descriptors has these (fcntl F_GET_SEALS); 0: none is promised
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1162,6 +1163,13 @@ func (x *Attached) GetInstance() string {
 		return x.Instance
 	}
 	return ""
+}
+
+func (x *Attached) GetSeals() uint32 {
+	if x != nil {
+		return x.Seals
+	}
+	return 0
 }
 
 // Error is an error that does not end a stream. The same fields as a status with ErrorInfo.
@@ -2553,7 +2561,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x06opened\x18\x01 \x01(\v2\x14.zcstore.v1.AttachedH\x00R\x06opened\x12\x1c\n" +
 	"\breleased\x18\x02 \x01(\x04H\x00R\breleased\x12)\n" +
 	"\x05error\x18\x03 \x01(\v2\x11.zcstore.v1.ErrorH\x00R\x05errorB\x06\n" +
-	"\x04step\"\xd9\x01\n" +
+	"\x04step\"\xef\x01\n" +
 	"\bAttached\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x10\n" +
@@ -2563,7 +2571,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\vtable_bytes\x18\x06 \x01(\x04R\n" +
 	"tableBytes\x12#\n" +
 	"\rtable_version\x18\a \x01(\rR\ftableVersion\x12\x1a\n" +
-	"\binstance\x18\b \x01(\tR\binstance\"\x83\x01\n" +
+	"\binstance\x18\b \x01(\tR\binstance\x12\x14\n" +
+	"\x05seals\x18\t \x01(\rR\x05seals\"\x83\x01\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
