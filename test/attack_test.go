@@ -247,6 +247,13 @@ func attack(t *testing.T, p *place, who string, uid uint32) (got []string, guard
 // segmentOf takes a version's segment from the raw channel, as a client in any language would, for the length of the test.
 func segmentOf(t *testing.T, p *place, ref string) *os.File {
 	t.Helper()
+	f, _ := leaseSegment(t, p, ref)
+	return f
+}
+
+// leaseSegment is segmentOf with the connection that is the lease.
+func leaseSegment(t *testing.T, p *place, ref string) (*os.File, *net.UnixConn) {
+	t.Helper()
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: p.socket, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -262,7 +269,7 @@ func segmentOf(t *testing.T, p *place, ref string) *os.File {
 	}
 	files[0].Close() // the table
 	t.Cleanup(func() { files[1].Close() })
-	return files[1]
+	return files[1], c
 }
 
 func readAll(t *testing.T, f *os.File) []byte {

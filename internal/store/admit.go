@@ -48,8 +48,9 @@ func (s *Store) Room() (Room, error) {
 	defer s.mu.Unlock()
 	room.Free -= min(room.Free, s.admitted)
 	if max := s.opt.MaxBytes; max > 0 {
-		// What deleted versions still pin counts, too: it is memory that the budget was given for.
-		used := s.usedBytesLocked() + s.heldBytesLocked() + s.reserved
+		// What deleted versions still pin counts, too, with a lease or without: it is memory that the budget was given for.
+		t := s.totalsLocked(space)
+		used := t.Used + t.Held + t.Orphaned + s.reserved
 		if left := max - min(used, max); left < room.Free {
 			room = Room{Free: left, Of: max, What: budget,
 				hint: "remove a version ('zcctl ls', 'zcctl rm REF'), see who holds deleted ones ('zcctl ls --all', 'zcctl ps'), or start the daemon with a larger --max-bytes"}

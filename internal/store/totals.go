@@ -22,7 +22,7 @@ func (s *Store) totalsLocked(space shm.Space) Totals {
 	t := Totals{Used: s.usedBytesLocked(), Held: s.heldBytesLocked(), Reserved: s.filling, OwnMount: space.Own}
 	t.Overhead = space.Linked - min(space.Linked, t.Used)
 	if space.Own {
-		t.Orphaned = space.Taken - min(space.Taken, t.Sum())
+		t.Orphaned = space.Taken - min(space.Taken, t.Sum()+s.admitted) // what is just being allocated is nobody's orphan
 	}
 	return t
 }
