@@ -53,7 +53,10 @@ func (l *Layout) check(ctx context.Context) (*Report, error) {
 	r := &Report{Whole: map[manifest.Digest]*Version{}}
 	b, err := l.readSmall(ocispec.ImageIndexFile, MaxIndexBytes)
 	if err == nil {
-		r.Entries, l.foreign, err = ParseIndex(b)
+		var ix *Index
+		if ix, err = ParseIndex(b); err == nil {
+			l.id, r.Entries, l.foreign = ix.ID, ix.Entries, ix.Foreign
+		}
 	}
 	if err != nil {
 		r.BadIndex = true
@@ -300,6 +303,9 @@ func Rebuild(ctx context.Context, path string, opt Options, names func(*Version)
 	}
 	if err := l.writeFile(ocispec.ImageLayoutFile, []byte(layoutText), "layout"); err != nil {
 		return kept, err
+	}
+	if l.id == "" {
+		l.id = randomName()
 	}
 	l.damaged[manifest.Digest{}] = errors.New("rebuilding: remove nothing")
 	return kept, l.Replace(entries)

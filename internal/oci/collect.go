@@ -1,11 +1,10 @@
 package oci
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-
-	"encoding/json"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"

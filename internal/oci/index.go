@@ -27,6 +27,7 @@ const MaxIndexBytes = 256 << 20
 // Annotations of index.json and of its descriptors.
 const (
 	annFormat  = "io.zcstore.format"
+	annID      = "io.zcstore.id"      // of the directory, made once
 	annVersion = "io.zcstore.version" // digest of the version, which is the config's
 	annCreated = "io.zcstore.created" // when the name first had the version
 	annNext    = "io.zcstore.next"    // number of the name's next automatic tag
@@ -53,45 +54,53 @@ type Entry struct {
 // Ref is the entry's name:tag.
 func (e *Entry) Ref() string { return e.Name + ":" + e.Tag }
 
+// Index is what index.json says.
+type Index struct {
+	ID      string // of the directory; empty when another tool made it
+	Entries []Entry
+	Foreign []ocispec.Descriptor // of anything that is not ours
+}
+
 // ParseIndex reads index.json: the entries that are ours, and the descriptors of anything else, which is kept as it is. A
 // descriptor of our type that another tool wrote (a pull from a registry) needs no annotation but the reference name.
-func ParseIndex(b []byte) (entries []Entry, foreign []ocispec.Descriptor, err error) {
+func ParseIndex(b []byte) (_ *Index, err error) {
 	if len(bytes.TrimSpace(b)) == 0 {
-		return nil, nil, errors.New("index.json is empty")
+		return nil, errors.New("index.json is empty")
 	}
 	var ix ocispec.Index
 	if err := json.Unmarshal(b, &ix); err != nil {
-		return nil, nil, fmt.Errorf("index.json: %w", err)
+		return nil, fmt.Errorf("index.json: %w", err)
 	}
 	if ix.SchemaVersion != 2 {
-		return nil, nil, fmt.Errorf("index.json: schema version %d, this release reads 2", ix.SchemaVersion)
+		return nil, fmt.Errorf("index.json: schema version %d, this release reads 2", ix.SchemaVersion)
 	}
 	if s, ok := ix.Annotations[annFormat]; ok {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
-			return nil, nil, fmt.Errorf("index.json: format %q", s)
+			return nil, fmt.Errorf("index.json: format %q", s)
 		}
 		if n > Format {
-			return nil, nil, fmt.Errorf("%w: index.json has format %d, this release reads %d", ErrNewer, n, Format)
+			return nil, fmt.Errorf("%w: index.json has format %d, this release reads %d", ErrNewer, n, Format)
 		}
 	}
+	out := &Index{ID: ix.Annotations[annID]}
 	seen := map[string]bool{}
 	for _, d := range ix.Manifests {
 		if d.MediaType != ocispec.MediaTypeImageManifest || (d.ArtifactType != ArtifactType && d.Annotations[annVersion] == "") {
-			foreign = append(foreign, d)
+			out.Foreign = append(out.Foreign, d)
 			continue
 		}
 		e, err := parseEntry(d)
 		if err != nil {
-			return nil, nil, fmt.Errorf("index.json: %w", err)
+			return nil, fmt.Errorf("index.json: %w", err)
 		}
 		if seen[e.Ref()] {
-			return nil, nil, fmt.Errorf("index.json names %s twice", e.Ref())
+			return nil, fmt.Errorf("index.json names %s twice", e.Ref())
 		}
 		seen[e.Ref()] = true
-		entries = append(entries, e)
+		out.Entries = append(out.Entries, e)
 	}
-	return entries, foreign, nil
+	return out, nil
 }
 
 func parseEntry(d ocispec.Descriptor) (Entry, error) {
@@ -135,12 +144,12 @@ func parseEntry(d ocispec.Descriptor) (Entry, error) {
 }
 
 // encodeIndex writes index.json. The entries must carry their image descriptors.
-func encodeIndex(entries []Entry, foreign []ocispec.Descriptor) ([]byte, error) {
-	entries = slices.Clone(entries)
+func encodeIndex(in *Index) ([]byte, error) {
+	entries := slices.Clone(in.Entries)
 	slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Ref(), b.Ref()) })
 	ix := ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
-		Annotations: map[string]string{annFormat: strconv.Itoa(Format)},
+		Annotations: map[string]string{annFormat: strconv.Itoa(Format), annID: in.ID},
 		Manifests:   []ocispec.Descriptor{},
 	}
 	for _, e := range entries {
@@ -160,7 +169,7 @@ func encodeIndex(entries []Entry, foreign []ocispec.Descriptor) ([]byte, error) 
 		}
 		ix.Manifests = append(ix.Manifests, d)
 	}
-	ix.Manifests = append(ix.Manifests, foreign...)
+	ix.Manifests = append(ix.Manifests, in.Foreign...)
 	b, err := json.MarshalIndent(ix, "", " ")
 	if err != nil {
 		return nil, fmt.Errorf("encode index.json: %w", err)

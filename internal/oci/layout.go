@@ -41,6 +41,7 @@ type Layout struct {
 	change sync.Mutex // held by Replace: one index at a time, before mu
 
 	mu       sync.Mutex
+	id       string                       // guarded by mu
 	entries  []Entry                      // guarded by mu; what index.json names
 	foreign  []ocispec.Descriptor         // guarded by mu; what others put into index.json; kept
 	versions map[manifest.Digest]*Version // guarded by mu; those of entries, and staged ones
@@ -157,9 +158,13 @@ func (l *Layout) start() error {
 	if err := checkLayoutFile(l.readSmall(ocispec.ImageLayoutFile, 4<<10)); err != nil {
 		return l.unreadable(err)
 	}
-	l.entries, l.foreign, err = ParseIndex(b)
+	ix, err := ParseIndex(b)
 	if err != nil {
 		return l.unreadable(err)
+	}
+	l.id, l.entries, l.foreign = ix.ID, ix.Entries, ix.Foreign
+	if l.id == "" { // another tool made the layout; ours is in the index from the first change on
+		l.id = randomName()
 	}
 	if err := l.makeDirs(); err != nil {
 		return err
@@ -167,23 +172,34 @@ func (l *Layout) start() error {
 	if err := l.listBlobs(); err != nil {
 		return err
 	}
-	for _, e := range l.entries {
-		if l.versions[e.Version] != nil || l.damaged[e.Version] != nil {
-			continue
-		}
-		v, err := l.readVersion(e)
-		if err != nil {
-			l.damaged[e.Version] = err
-			l.opt.Log.Error("version on disk is damaged", zap.String("model", e.Ref()), zap.Error(err))
-			continue
-		}
-		l.versions[e.Version] = v
-	}
+	l.readVersions()
 	if err := l.sweep(); err != nil {
 		return err
 	}
 	l.keepReserve(len(b))
 	return nil
+}
+
+// readVersions reads the image manifests that the index names.
+func (l *Layout) readVersions() {
+	entries := l.entries
+	l.entries = nil
+	for _, e := range entries {
+		v, err := l.readVersion(e)
+		switch {
+		case err == nil:
+			e.Version = v.Digest // another tool leaves it out
+			l.versions[v.Digest] = v
+		case e.Version == (manifest.Digest{}):
+			l.opt.Log.Error("a descriptor of index.json cannot be read and is left alone", zap.String("model", e.Ref()), zap.Error(err))
+			l.foreign = append(l.foreign, e.image)
+			continue
+		default:
+			l.opt.Log.Error("version on disk is damaged", zap.String("model", e.Ref()), zap.Error(err))
+			l.damaged[e.Version] = err
+		}
+		l.entries = append(l.entries, e)
+	}
 }
 
 // create makes an empty layout in a directory that holds nothing but our lock and what a crash in here left.
@@ -220,6 +236,7 @@ func (l *Layout) create() error {
 	if err := l.writeFile(ocispec.ImageLayoutFile, []byte(layoutText), "layout"); err != nil {
 		return fmt.Errorf("make image layout: %w", err)
 	}
+	l.id = randomName()
 	if err := l.Replace(nil); err != nil {
 		return fmt.Errorf("make image layout: %w", err)
 	}
@@ -256,6 +273,13 @@ func (l *Layout) Close() error { return errors.Join(l.root.Close(), l.lock.Close
 
 // Path is where the layout is.
 func (l *Layout) Path() string { return l.path }
+
+// ID is the same for the life of the directory, wherever it is mounted.
+func (l *Layout) ID() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.id
+}
 
 // Entries is what index.json names.
 func (l *Layout) Entries() []Entry {

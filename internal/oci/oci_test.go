@@ -506,16 +506,16 @@ func FuzzParseIndex(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:00","size":1}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		entries, foreign, err := ParseIndex(b)
+		ix, err := ParseIndex(b)
 		if err != nil {
 			return
 		}
-		out, err := encodeIndex(entries, foreign)
+		out, err := encodeIndex(ix)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, _, err := ParseIndex(out)
-		if err != nil || len(again) != len(entries) {
+		again, err := ParseIndex(out)
+		if err != nil || len(again.Entries) != len(ix.Entries) {
 			t.Fatalf("what was read cannot be written and read again: %v\n%s", err, out)
 		}
 	})

@@ -42,7 +42,7 @@ func (l *Layout) Missing(m *manifest.Manifest, encoded []byte) uint64 {
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
 		size := int64(t.Bytes())
-		if size >= BlobBytes {
+		if size >= BlobBytes && t.SHA256 != (manifest.Digest{}) { // without a digest it may be new
 			if seen[t.SHA256] || l.goodLocked(t.SHA256, size) {
 				continue
 			}

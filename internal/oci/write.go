@@ -9,9 +9,8 @@ import (
 	"hash"
 	"io"
 	"io/fs"
-	"path"
-
 	"os"
+	"path"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
@@ -109,14 +108,18 @@ func NoSpace(dir string, need, have uint64) error {
 
 // tempFile makes a file in tmp that nothing names.
 func (l *Layout) tempFile(what string) (f *os.File, name string, err error) {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	name = path.Join(tmpDir, what+"-"+hex.EncodeToString(b[:]))
+	name = path.Join(tmpDir, what+"-"+randomName())
 	err = l.step(what+".create", func() error {
 		f, err = l.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return err
 	})
 	return f, name, err
+}
+
+func randomName() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
 }
 
 // writeFile replaces a small file whole: temporary file, fsync, rename, fsync of the directory.
@@ -228,12 +231,12 @@ func (l *Layout) Replace(entries []Entry) error {
 	}
 	l.mu.Lock()
 	entries, err := l.withImagesLocked(entries)
-	foreign := l.foreign
+	ix := &Index{ID: l.id, Entries: entries, Foreign: l.foreign}
 	l.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	b, err := encodeIndex(entries, foreign)
+	b, err := encodeIndex(ix)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,9 @@ func guardWords(g shm.Guarantee, uid int) string {
 
 // Durability says in plain words what survives what.
 func (s *Store) Durability() string {
+	if s.data != nil {
+		return s.diskDurability()
+	}
 	if !s.dir.Guarantee().SurvivesRestart {
 		return "memory only: everything stored goes when the daemon ends, since no service manager keeps its descriptors"
 	}

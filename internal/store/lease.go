@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -39,13 +41,46 @@ type LeaseInfo struct {
 }
 
 // Attach takes a lease on a version and opens its files: the table first, then the segments in the table's order, each
-// O_RDONLY with its own file description. The caller owns the files. Errors: Invalid, NotFound, Corrupt.
-func (s *Store) Attach(target string, h Holder) (_ *Lease, _ []*os.File, err error) {
+// O_RDONLY with its own file description. A version that is only on disk is loaded first. The caller owns the files. Errors:
+// Invalid, NotFound, Corrupt; NoSpace when a version of the disk does not fit into memory.
+func (s *Store) Attach(target string, h Holder) (l *Lease, files []*os.File, err error) {
 	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
 		return nil, nil, zcerr.New(zcerr.Invalid, "%w", err)
 	}
+	l, files, err = s.attachResident(r, h)
+	var cold *coldError
+	for try := 0; errors.As(err, &cold) && try < 3; try++ { // files that go away while we look make more than one
+		done := s.want(cold.digest)
+		if err = s.loadVersion(cold.digest); err == nil {
+			l, files, err = s.attachResident(r, h)
+		}
+		done()
+	}
+	return l, files, err
+}
+
+// want keeps a version that is on its way from disk from being evicted before it is attached.
+func (s *Store) want(d manifest.Digest) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wanted[d]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.unwantLocked(d)
+	}
+}
+
+func (s *Store) unwantLocked(d manifest.Digest) {
+	if s.wanted[d]--; s.wanted[d] == 0 {
+		delete(s.wanted, d)
+	}
+}
+
+// attachResident is Attach for a version in memory. Errors: *coldError when it is only on disk.
+func (s *Store) attachResident(r ref.Ref, h Holder) (*Lease, []*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, tag, err := s.resolveLocked(r)
@@ -56,6 +91,7 @@ func (s *Store) Attach(target string, h Holder) (_ *Lease, _ []*os.File, err err
 	if err != nil {
 		return nil, nil, err
 	}
+	s.touchLocked(v.digest)
 	s.nextID++
 	l := &Lease{ID: s.nextID, Ref: r.Name + ":" + tag, Digest: v.digest, Holder: h, Since: time.Now(), TableBytes: v.tableUse.Size, v: v}
 	s.leases[l.ID] = l
@@ -69,13 +105,21 @@ func (s *Store) openFilesLocked(v *version) ([]*os.File, error) {
 		names = append(names, sg.file())
 	}
 	var files []*os.File
-	for _, n := range names {
+	for i, n := range names {
 		f, err := s.dir.Open(n)
 		if err != nil {
 			for _, f := range files {
 				f.Close()
 			}
 			if errors.Is(err, os.ErrNotExist) {
+				var gone *segment
+				if i > 0 {
+					gone = v.segs[i-1]
+				}
+				s.dropGoneLocked(v, gone)
+				if s.coldLocked(v.digest) != nil {
+					return nil, &coldError{v.digest}
+				}
 				return nil, zcerr.New(zcerr.Corrupt, "a file of %s was removed behind the daemon's back", v.digest.Short()).
 					WithHint("put the model again; keep other programs out of the segment directory (RemoveIPC=no)")
 			}
@@ -101,17 +145,35 @@ func (s *Store) Release(id uint64) {
 	}
 }
 
-// resolveLocked finds the version a reference names, and the tag that it was found by.
+// resolveLocked finds the version a reference names, and the tag that it was found by. Errors: *coldError when the version is
+// only on disk.
 func (s *Store) resolveLocked(r ref.Ref) (*version, string, error) {
+	d, tag, err := s.findLocked(r)
+	if err != nil {
+		return nil, "", err
+	}
+	if v := s.versions[d]; v != nil {
+		return v, tag, nil
+	}
+	if s.coldLocked(d) != nil {
+		return nil, "", &coldError{d}
+	}
+	e := zcerr.New(zcerr.Corrupt, "%s:%s is damaged and is not served: %w", r.Name, tag, s.lost[d])
+	return nil, "", e.WithHint("put the model again, or remove it: zcctl rm %s:%s", r.Name, tag)
+}
+
+// findLocked finds the digest a reference names, and the tag that it was found by.
+func (s *Store) findLocked(r ref.Ref) (manifest.Digest, string, error) {
+	var none manifest.Digest
 	m := s.models[r.Name]
 	if m == nil {
-		return nil, "", s.noModelLocked(r.Name)
+		return none, "", s.noModelLocked(r.Name)
 	}
 	tag := r.Tag
 	if tag == "" && r.Digest != nil {
 		tags := m.tagsOf(*r.Digest)
 		if len(tags) == 0 {
-			return nil, "", zcerr.New(zcerr.NotFound, "%s has no version %s", r.Name, r.Digest.Short()).WithHint("zcctl ls %s", r.Name)
+			return none, "", zcerr.New(zcerr.NotFound, "%s has no version %s", r.Name, r.Digest.Short()).WithHint("zcctl ls %s", r.Name)
 		}
 		tag = tags[0]
 	}
@@ -125,16 +187,12 @@ func (s *Store) resolveLocked(r ref.Ref) (*version, string, error) {
 			tags = append(tags, t)
 		}
 		slices.SortFunc(tags, compareTags)
-		return nil, "", zcerr.New(zcerr.NotFound, "%s has no tag %s (it has %s)", r.Name, tag, strings.Join(tags, ", ")).WithHint("zcctl ls %s", r.Name)
+		return none, "", zcerr.New(zcerr.NotFound, "%s has no tag %s (it has %s)", r.Name, tag, strings.Join(tags, ", ")).WithHint("zcctl ls %s", r.Name)
 	}
 	if r.Digest != nil && *r.Digest != d {
-		return nil, "", zcerr.New(zcerr.Conflict, "%s:%s is %s, not %s", r.Name, tag, d, r.Digest).WithHint("the tag has moved; leave the tag or the digest away")
+		return none, "", zcerr.New(zcerr.Conflict, "%s:%s is %s, not %s", r.Name, tag, d, r.Digest).WithHint("the tag has moved; leave the tag or the digest away")
 	}
-	v := s.versions[d]
-	if v == nil {
-		return nil, "", zcerr.New(zcerr.Corrupt, "%s:%s is damaged and is not served: %w", r.Name, tag, s.lost[d]).WithHint("put the model again, or remove it: zcctl rm %s:%s", r.Name, tag)
-	}
-	return v, tag, nil
+	return d, tag, nil
 }
 
 // noModelLocked says that a name is not stored, and which stored names are near it.
@@ -191,6 +249,7 @@ func (s *Store) releaseUnnamedLocked(digests []manifest.Digest) (dropped []*vers
 			delete(s.lost, d)
 			s.removeLocked(tableFile(d))
 		}
+		delete(s.disk, d)
 		if v := s.versions[d]; v != nil {
 			s.forgetVersionLocked(v)
 			dropped = append(dropped, v)
@@ -200,6 +259,26 @@ func (s *Store) releaseUnnamedLocked(digests []manifest.Digest) (dropped []*vers
 		s.wakeCompactor()
 	}
 	return dropped
+}
+
+// dropGoneLocked takes versions out of memory whose files are not there any more: v, and every other that uses the segment.
+func (s *Store) dropGoneLocked(v *version, gone *segment) {
+	why := errors.New("a file of it was removed behind the daemon's back")
+	for _, other := range s.versions {
+		if other == v || (gone != nil && slices.Contains(other.segs, gone)) {
+			s.log.Error("files of a version are gone", zap.Stringer("digest", other.digest))
+			s.takeOutLocked(other, why)
+		}
+	}
+}
+
+// takeOutLocked takes a damaged version out of memory. Where the disk has it, the next attach loads it again; otherwise its
+// tags stay and say why it is not served.
+func (s *Store) takeOutLocked(v *version, why error) {
+	s.forgetVersionLocked(v)
+	if e := s.disk[v.digest]; e == nil || e.v == nil {
+		s.lost[v.digest] = why
+	}
 }
 
 func (s *Store) namedLocked(d manifest.Digest) bool {

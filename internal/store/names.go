@@ -9,18 +9,15 @@ import (
 	"github.com/zcstore/zcstore/models/ref"
 )
 
-// nameLocked points the tags of a reference at a digest and writes the catalog. On error nothing has changed.
+// nameLocked points the tags of a reference at a digest, durably. names must be held. On error nothing has changed.
 func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 	if err := s.checkTargetLocked(r, d, replace); err != nil {
 		return err
 	}
-	m := s.models[r.Name]
-	isNew := m == nil
-	if isNew {
-		m = &model{name: r.Name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, next: 1}
-		s.models[r.Name] = m
+	m := newModel(r.Name)
+	if old := s.models[r.Name]; old != nil {
+		m = old.clone()
 	}
-	before := m.clone()
 	if r.Tag != "" {
 		m.tags[r.Tag] = d
 	} else {
@@ -37,12 +34,7 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 		m.created[d] = now()
 	}
 	gone := m.pruneCreated()
-	if err := s.writeCatalogLocked(); err != nil {
-		if isNew {
-			delete(s.models, r.Name)
-		} else {
-			*m = *before
-		}
+	if err := s.replaceModelLocked(m); err != nil {
 		return err
 	}
 	failpoint.Reached("tag.named")
@@ -65,7 +57,11 @@ func (m *model) hasAuto(d manifest.Digest) bool {
 }
 
 func (m *model) clone() *model {
-	c := &model{name: m.name, next: m.next, tags: make(map[string]manifest.Digest, len(m.tags)), created: make(map[manifest.Digest]time.Time, len(m.created))}
+	c := newModel(m.name)
+	c.next = m.next
+	for k, v := range m.pinned {
+		c.pinned[k] = v
+	}
 	for k, v := range m.tags {
 		c.tags[k] = v
 	}
@@ -85,6 +81,7 @@ func (m *model) pruneCreated() []manifest.Digest {
 	for d := range m.created {
 		if !named[d] {
 			delete(m.created, d)
+			delete(m.pinned, d)
 			gone = append(gone, d)
 		}
 	}

@@ -21,6 +21,7 @@ func (p *Put) plan() error {
 	s.openPuts++
 	if len(p.pending) == 0 && s.versions[p.digest] != nil {
 		p.existed = true
+		s.wanted[p.digest]++ // it stays in memory until it has its name
 		return nil
 	}
 	p.shareLocked()

@@ -66,11 +66,16 @@ func (s *Store) BeginPut(target string, replace bool, encoded []byte) (*Put, err
 // explicit tag points at other bytes), NoSpace, Limit.
 func (s *Store) Begin(spec PutSpec) (_ *Put, err error) {
 	defer explainInto(&err)
+	awake, err := s.wake(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer awake()
 	p, err := s.Plan(spec)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.reserve(); err != nil {
+	if err := p.reserveOrEvict(); err != nil {
 		p.Abort()
 		return nil, err
 	}
@@ -86,7 +91,10 @@ func (s *Store) Plan(spec PutSpec) (*Put, error) {
 	if err := p.plan(); err != nil {
 		return nil, err
 	}
-	if err := p.layOut(); err != nil {
+	if err = p.admitDisk(spec.Manifest); err == nil {
+		err = p.layOut()
+	}
+	if err != nil {
 		p.Abort()
 		return nil, err
 	}
@@ -193,8 +201,17 @@ func (p *Put) Commit() (_ *PutResult, err error) {
 	}
 	failpoint.Reached("put.segment-published")
 	s := p.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	staged, err := p.persist(fresh)
+	if err != nil {
+		p.dropFresh(fresh)
+		return nil, err
+	}
+	if staged != nil {
+		defer staged.Release()
+		failpoint.Reached("put.staged")
+	}
+	s.lockNames()
+	defer s.unlockNames()
 	defer s.tidyLocked()
 	v := s.versions[p.digest]
 	res := &PutResult{Existed: v != nil, Shared: p.sharedBytes}
@@ -212,12 +229,15 @@ func (p *Put) Commit() (_ *PutResult, err error) {
 		failpoint.Reached("put.table-published")
 		v.created = now()
 		s.addVersionLocked(v)
-		if err = s.nameLocked(p.ref, p.digest, p.replace); err != nil {
+		s.settleLocked(staged)
+		if err = s.nameLocked(p.ref, p.digest, p.replace); err != nil && !s.namedLocked(p.digest) {
 			s.forgetVersionLocked(v)
 		}
 	default: // stored already, perhaps by a put that was faster
+		s.settleLocked(staged)
 		err = s.nameLocked(p.ref, p.digest, p.replace)
 	}
+	s.unsettleLocked(p.digest)
 	if fresh != nil {
 		s.unlinkIfUnusedLocked(fresh)
 	}
@@ -259,6 +279,16 @@ func (p *Put) publishSegment() (*segment, []byte, error) {
 	return fresh, b, err
 }
 
+// dropFresh removes a segment that no version came to use.
+func (p *Put) dropFresh(fresh *segment) {
+	if fresh == nil {
+		return
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	p.s.unlinkIfUnusedLocked(fresh)
+}
+
 // publishTableLocked makes the version's own file, in place of a damaged one if there is.
 func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, error) {
 	w, err := p.s.dir.Create(int64(len(encoded)))
@@ -296,6 +326,9 @@ func (p *Put) abortLocked() {
 	p.end.Do(func() {
 		if !p.inside {
 			p.s.openPuts--
+		}
+		if p.existed {
+			p.s.unwantLocked(p.digest)
 		}
 		p.s.reserved -= p.reserved
 		p.s.filling -= p.filling

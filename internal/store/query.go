@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -28,6 +29,9 @@ type VersionInfo struct {
 	Holders     int
 	Created     time.Time
 	Deleted     bool
+	Resident    bool   // in memory now
+	OnDisk      bool   // in the data directory
+	Pinned      bool   // kept in memory
 	Damaged     string // why it is not served; empty otherwise
 }
 
@@ -47,6 +51,7 @@ func (s *Store) infoLocked(name string, v *version) VersionInfo {
 	info := VersionInfo{
 		Name: name, Digest: v.digest, Kind: v.kind, Tensors: v.tensors, TensorBytes: v.bytes,
 		TableBytes: v.tableUse.Size, Holders: s.holdersLocked(v), Deleted: s.goneLocked(v), Created: v.created,
+		Resident: true, OnDisk: s.disk[v.digest] != nil && s.disk[v.digest].v != nil, Pinned: s.pinnedLocked(v.digest),
 	}
 	if m := s.models[name]; m != nil {
 		info.Tags = m.tagsOf(v.digest)
@@ -78,6 +83,21 @@ func (s *Store) holdersLocked(v *version) int {
 	return n
 }
 
+// anyInfoLocked is infoLocked for a version that may be only on disk.
+func (s *Store) anyInfoLocked(name string, d manifest.Digest) VersionInfo {
+	if v := s.versions[d]; v != nil {
+		return s.infoLocked(name, v)
+	}
+	info := VersionInfo{Name: name, Digest: d, OnDisk: s.disk[d] != nil, Pinned: s.pinnedLocked(d)}
+	if e := s.disk[d]; e != nil && e.v != nil {
+		info.Kind, info.Tensors, info.TensorBytes = e.v.Kind, e.v.Tensors, e.v.Bytes
+	}
+	if m := s.models[name]; m != nil {
+		info.Tags, info.Created = m.tagsOf(d), m.created[d]
+	}
+	return info
+}
+
 // List gives the versions of a model, or of all when name is empty, sorted by name and age. With all, also deleted ones that
 // leases hold. Errors: NotFound for a name that is not stored.
 func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
@@ -89,8 +109,8 @@ func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
 			continue
 		}
 		for d, created := range m.created {
-			if v := s.versions[d]; v != nil {
-				out = append(out, s.infoLocked(n, v))
+			if s.versions[d] != nil || s.coldLocked(d) != nil {
+				out = append(out, s.anyInfoLocked(n, d))
 				continue
 			}
 			out = append(out, VersionInfo{Name: n, Tags: m.tagsOf(d), Digest: d, Created: created, Damaged: fmt.Sprint(s.lost[d])})
@@ -124,11 +144,15 @@ func (s *Store) Show(target string) (VersionInfo, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v, _, err := s.resolveLocked(r)
+	_, _, err = s.resolveLocked(r)
+	if err != nil && !errors.As(err, new(*coldError)) {
+		return VersionInfo{}, err
+	}
+	d, _, err := s.findLocked(r)
 	if err != nil {
 		return VersionInfo{}, err
 	}
-	return s.infoLocked(r.Name, v), nil
+	return s.anyInfoLocked(r.Name, d), nil
 }
 
 // Tag points a tag at a stored version, of the same model or another: a name is only a name. previous is what it pointed at, zero when it is new.
@@ -146,16 +170,18 @@ func (s *Store) Tag(source, target string, replace bool) (digest, previous manif
 	if dst.Tag == "" || dst.Digest != nil {
 		return digest, previous, zcerr.New(zcerr.Invalid, "%s is no tag", target).WithHint("write NAME:TAG, as in zcctl tag %s %s:prod", source, dst.Name)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	v, _, err := s.resolveLocked(src)
-	if err != nil {
+	s.lockNames()
+	defer s.unlockNames()
+	if _, _, err := s.resolveLocked(src); err != nil && !errors.As(err, new(*coldError)) {
+		return digest, previous, err
+	}
+	if digest, _, err = s.findLocked(src); err != nil {
 		return digest, previous, err
 	}
 	if m := s.models[dst.Name]; m != nil {
 		previous = m.tags[dst.Tag]
 	}
-	return v.digest, previous, s.nameLocked(dst, v.digest, replace)
+	return digest, previous, s.nameLocked(dst, digest, replace)
 }
 
 // Removed is what Remove did.
@@ -175,8 +201,8 @@ func (s *Store) Remove(target string, all bool) (_ Removed, err error) {
 	if err != nil {
 		return Removed{}, zcerr.New(zcerr.Invalid, "%w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.lockNames()
+	defer s.unlockNames()
 	m := s.models[r.Name]
 	if m == nil {
 		return Removed{}, s.noModelLocked(r.Name)
@@ -211,7 +237,7 @@ func (s *Store) Remove(target string, all bool) (_ Removed, err error) {
 
 func (s *Store) untagLocked(m *model, tags []string) (Removed, error) {
 	defer s.tidyLocked()
-	before := m.clone()
+	m = m.clone()
 	var out Removed
 	slices.SortFunc(tags, compareTags)
 	for _, tag := range tags {
@@ -219,17 +245,12 @@ func (s *Store) untagLocked(m *model, tags []string) (Removed, error) {
 		out.Untagged = append(out.Untagged, m.name+":"+tag)
 	}
 	gone := m.pruneCreated()
-	if len(m.tags) == 0 {
-		delete(s.models, m.name)
-	}
-	if err := s.writeCatalogLocked(); err != nil {
-		*m = *before
-		s.models[m.name] = m
+	if err := s.replaceModelLocked(m); err != nil {
 		return Removed{}, err
 	}
 	failpoint.Reached("remove.unnamed")
 	for _, d := range gone {
-		if s.lost[d] != nil && !s.namedLocked(d) { // it was damaged: there is nothing to count
+		if s.versions[d] == nil && !s.namedLocked(d) { // it was damaged, or only on disk: there is nothing to count
 			out.Versions = append(out.Versions, d)
 		}
 	}
@@ -311,11 +332,19 @@ type Status struct {
 	Guarantee   string // Guards in words
 	Durability  string
 	BudgetBytes uint64
+	Data        DataStatus
+	Cold        int // versions that are only on disk
+	Unwritten   int // versions that are in memory only, although there is a data directory
 }
 
 // Status reads the totals.
 func (s *Store) Status() (_ Status, err error) {
 	defer explainInto(&err)
+	data, err := s.dataStatus() // before the lock: it asks the disk
+	if err != nil {
+		return Status{}, err
+	}
+	durability := s.Durability()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	space, err := s.dir.Space() // under the lock, so that the kernel's numbers and ours are of one moment
@@ -326,8 +355,8 @@ func (s *Store) Status() (_ Status, err error) {
 	return Status{
 		Instance: s.instance, Directory: s.dir.Path(), Started: s.started, Adopted: s.adopted,
 		Capacity: space.Size, Free: space.Free, Totals: s.totalsLocked(space),
-		Models: len(s.models), Versions: len(s.versions), Damaged: len(s.lost), Segments: len(s.segments),
-		Leases: len(s.leases), OpenPuts: s.openPuts, Durability: s.Durability(),
+		Models: len(s.models), Versions: len(s.versions) + s.countColdLocked(), Damaged: len(s.lost), Segments: len(s.segments),
+		Leases: len(s.leases), OpenPuts: s.openPuts, Durability: durability, Data: data, Cold: s.countColdLocked(), Unwritten: s.countUnwrittenLocked(),
 		Backing: s.dir.Kind(), Guards: guards, HugeBytes: s.hugeBytesLocked(), Guarantee: guardWords(guards, os.Geteuid()), BudgetBytes: s.opt.MaxBytes,
 	}, nil
 }

@@ -6,7 +6,7 @@
 // One directory of a tmpfs, owned by the daemon:
 //
 //	lock        flock of the daemon that serves this directory
-//	catalog     names, tags and the digests they point at (JSON, replaced whole)
+//	catalog     names, tags and the digests they point at (catalog.go)
 //	t-<digest>  a version: its table (models/table)
 //	s-<id>      a segment: a valid safetensors file
 //
@@ -15,17 +15,16 @@
 //
 // # Locks
 //
-// mu guards everything that is marked so. It is held while the catalog is written, never while bytes are moved or hashed.
+// mu guards everything that is marked so. It is held while the catalog is written, never while bytes are moved or hashed, and
+// never while a disk syncs. names is held by whoever changes names, from before mu until the change is durable.
 package store
 
 import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -35,11 +34,10 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/internal/memlimit"
+	"github.com/zcstore/zcstore/internal/oci"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/models/manifest"
-	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm"
@@ -48,7 +46,6 @@ import (
 const (
 	lockFile      = "lock"
 	catalogFile   = "catalog"
-	catalogFormat = 1
 	tablePrefix   = "t-"
 	segmentPrefix = "s-"
 
@@ -60,12 +57,15 @@ const (
 
 // Options say where a store is and what it may use. The zero value of a field is its default.
 type Options struct {
-	Dir        string      // directory of segments; made when missing
-	AnyFS      bool        // take a directory that is not on a tmpfs (tests)
-	HandoutDir string      // a read-only bind mount of Dir to open files for clients through; empty: none
-	Backing    shm.Backing // in place of Dir: opened, and locked, by the caller; the store closes it, on error too
-	MaxBytes   uint64      // budget for segments and tables; 0: what the file system has
-	MaxPuts    int         // open puts at once; 0: 8
+	Dir        string        // directory of segments; made when missing
+	AnyFS      bool          // take a directory that is not on a tmpfs (tests)
+	HandoutDir string        // a read-only bind mount of Dir to open files for clients through; empty: none
+	Backing    shm.Backing   // in place of Dir: opened, and locked, by the caller; the store closes it, on error too
+	Data       string        // directory of the durable tier (disk.go); empty: memory only
+	MaxBytes   uint64        // budget for segments and tables; 0: what the file system has
+	MaxPuts    int           // open puts at once; 0: 8
+	BootID     string        // of this boot; empty: the kernel's (tests)
+	Grace      time.Duration // after a start that found versions in memory, nothing is evicted; 0: 5 s
 	Log        *zap.Logger
 }
 
@@ -86,6 +86,15 @@ type Store struct {
 	compacted chan struct{}      // immutable; closed when it has ended
 	stop      context.CancelFunc // immutable; ends it
 
+	data   *oci.Layout     // immutable; nil: memory only
+	dataID string          // immutable after Open; of the data directory
+	boot   string          // immutable; id of this boot of the machine
+	life   context.Context // immutable; ends with Close
+	end    context.CancelFunc
+	work   sync.WaitGroup // what Open left running
+
+	names sync.Mutex // held by who changes names; taken before mu
+
 	admitting sync.Mutex // taken before mu; held while the limits of memory are read
 
 	mu       sync.Mutex
@@ -96,6 +105,10 @@ type Store struct {
 	content  map[manifest.Digest]place    // guarded by mu; where a tensor of dedupBytes or more lies
 	held     map[*version]struct{}        // guarded by mu; deleted, and leases hold them
 	leases   map[uint64]*Lease            // guarded by mu
+	disk     map[manifest.Digest]*onDisk  // guarded by mu; versions that are on disk and named, or just being named
+	loads    map[manifest.Digest]*load    // guarded by mu; on their way from disk to memory
+	wanted   map[manifest.Digest]int      // guarded by mu; how many attaches wait for a version that is on disk
+	clock    uint64                       // guarded by mu; counts uses, for the least recently used
 	nextID   uint64                       // guarded by mu
 	openPuts int                          // guarded by mu
 	closed   bool                         // guarded by mu
@@ -111,7 +124,12 @@ type model struct {
 	name    string
 	tags    map[string]manifest.Digest
 	created map[manifest.Digest]time.Time
-	next    int // number of the next automatic tag
+	pinned  map[manifest.Digest]bool // kept in memory
+	next    int                      // number of the next automatic tag
+}
+
+func newModel(name string) *model {
+	return &model{name: name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, pinned: map[manifest.Digest]bool{}, next: 1}
 }
 
 // version is one stored version. Immutable but for leases and tagged, which Store.mu guards.
@@ -165,18 +183,6 @@ func (s *segment) file() string { return segmentPrefix + s.id }
 
 func tableFile(d manifest.Digest) string { return tablePrefix + d.Hex() }
 
-// catalogJSON is the file.
-type catalogJSON struct {
-	Format int                  `json:"format"`
-	Models map[string]modelJSON `json:"models"`
-}
-
-type modelJSON struct {
-	Next    int                           `json:"next"`
-	Tags    map[string]manifest.Digest    `json:"tags"`
-	Created map[manifest.Digest]time.Time `json:"created"`
-}
-
 // LockedError says that another process serves the directory.
 type LockedError struct{ Dir, Holder string }
 
@@ -189,6 +195,9 @@ func (e *LockedError) Error() string {
 func Open(opt Options) (*Store, error) {
 	if opt.MaxPuts <= 0 {
 		opt.MaxPuts = 8
+	}
+	if opt.Grace == 0 {
+		opt.Grace = evictGrace
 	}
 	if opt.Log == nil {
 		opt.Log = zap.NewNop()
@@ -206,17 +215,37 @@ func Open(opt Options) (*Store, error) {
 		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{}, doubtful: map[string]bool{},
 		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
 		compact: make(chan struct{}, 1), compacted: make(chan struct{}),
+		disk: map[manifest.Digest]*onDisk{}, loads: map[manifest.Digest]*load{}, wanted: map[manifest.Digest]int{},
 	}
-	if err := s.adopt(); err != nil {
+	s.life, s.end = context.WithCancel(context.Background())
+	err := s.start()
+	if err != nil {
 		s.Close()
 		return nil, err
 	}
-	s.adopted, s.ready = len(s.versions), true
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
 	go s.compactor(ctx)
 	s.wakeCompactor() // a crash may have come between a removal and its compaction
 	return s, nil
+}
+
+// start reads what is stored.
+func (s *Store) start() (err error) {
+	if s.boot, err = bootID(s.opt); err != nil {
+		return err
+	}
+	if s.data, err = openData(s.opt); err != nil {
+		return err
+	}
+	if err := s.adopt(); err != nil {
+		return err
+	}
+	s.adopted, s.ready = len(s.versions), true
+	if s.data != nil {
+		s.work.Go(s.catchUp)
+	}
+	return nil
 }
 
 // openLocked opens the directory and takes its lock. A daemon that ends may remove an empty directory between the two: then
@@ -259,6 +288,8 @@ func (s *Store) Close() error {
 		s.stop()
 		<-s.compacted
 	}
+	s.end()
+	s.work.Wait()
 	s.mu.Lock()
 	empty := len(s.models) == 0 && s.openPuts == 0 && !s.closed
 	s.closed = true
@@ -269,6 +300,9 @@ func (s *Store) Close() error {
 	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
+	}
+	if s.data != nil {
+		err = errors.Join(err, s.data.Close())
 	}
 	return errors.Join(err, s.dir.Close())
 }
@@ -283,79 +317,6 @@ func randomID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
-}
-
-// adopt reads the catalog and the files it names, and removes the rest.
-func (s *Store) adopt() error {
-	cat, err := s.readCatalog()
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	keep := map[string]bool{lockFile: true, catalogFile: true}
-	for name, mj := range cat.Models {
-		if r, err := ref.Parse(name); err != nil || !r.Bare() {
-			return s.corruptCatalog(fmt.Errorf("model name %q", name))
-		}
-		m := &model{name: name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, next: mj.Next}
-		s.models[name] = m
-		for tag, digest := range mj.Tags {
-			if _, err := ref.Parse(name + ":" + tag); err != nil {
-				return s.corruptCatalog(err)
-			}
-			m.tags[tag] = digest
-			m.created[digest] = mj.Created[digest]
-			keep[tableFile(digest)] = true
-			if s.versions[digest] != nil || s.lost[digest] != nil {
-				continue
-			}
-			v, err := s.adoptVersion(digest)
-			if err != nil {
-				s.lost[digest] = err
-				s.log.Error("stored version is damaged", zap.String("model", name+":"+tag), zap.Stringer("digest", digest), zap.Error(err))
-				continue
-			}
-			v.created = mj.Created[digest]
-			s.addVersionLocked(v)
-		}
-	}
-	for id := range s.segments {
-		keep[segmentPrefix+id] = true
-	}
-	return s.sweep(keep)
-}
-
-func (s *Store) readCatalog() (*catalogJSON, error) {
-	f, err := s.dir.Open(catalogFile)
-	if errors.Is(err, os.ErrNotExist) {
-		return &catalogJSON{}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read catalog: %w", err)
-	}
-	defer f.Close()
-	err = failpoint.Step("read-catalog")
-	var b []byte
-	if err == nil {
-		b, err = io.ReadAll(io.LimitReader(f, 256<<20))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read catalog: %w", err)
-	}
-	var cat catalogJSON
-	if err := json.Unmarshal(b, &cat); err != nil {
-		return nil, s.corruptCatalog(err)
-	}
-	if cat.Format != catalogFormat {
-		return nil, s.corruptCatalog(fmt.Errorf("format %d, this daemon reads %d", cat.Format, catalogFormat))
-	}
-	return &cat, nil
-}
-
-func (s *Store) corruptCatalog(err error) error {
-	return zcerr.New(zcerr.Corrupt, "the catalog in %s cannot be read: %w", s.dir.Path(), err).
-		WithHint("nothing was deleted; move the directory away to start empty, or start the version of zcstored that wrote it")
 }
 
 // adoptVersion opens a version's table and checks that its segments are there and whole.
@@ -477,22 +438,6 @@ func (s *Store) sweep(keep map[string]bool) error {
 			return err
 		}
 		s.log.Info("removed what an interrupted put or rm had left", zap.String("file", n[:2]+"..."))
-	}
-	return nil
-}
-
-// writeCatalogLocked makes the names durable for the life of the directory.
-func (s *Store) writeCatalogLocked() error {
-	cat := catalogJSON{Format: catalogFormat, Models: map[string]modelJSON{}}
-	for name, m := range s.models {
-		cat.Models[name] = modelJSON{Next: m.next, Tags: m.tags, Created: m.created}
-	}
-	b, err := json.Marshal(cat)
-	if err != nil {
-		return err
-	}
-	if err := s.dir.ReplaceFile(catalogFile, b); err != nil {
-		return s.explainLocked(fmt.Errorf("write catalog: %w", err))
 	}
 	return nil
 }

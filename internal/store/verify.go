@@ -29,7 +29,7 @@ type Verified struct {
 	Damaged []string // names of tensors whose bytes are not those of their digest
 }
 
-// Verify reads every tensor of a version in shared memory and compares its SHA-256. A version with a damaged tensor is not
+// Verify reads every tensor of a version, in shared memory or where it is only on disk there, and compares its SHA-256. A version with a damaged tensor is not
 // served any more, nor is any other that uses the same bytes; workers that have them mapped are not touched. Errors: Invalid,
 // NotFound, Corrupt when the version's own files cannot be read.
 func (s *Store) Verify(ctx context.Context, target string) (_ *Verified, err error) {
@@ -40,9 +40,17 @@ func (s *Store) Verify(ctx context.Context, target string) (_ *Verified, err err
 	}
 	s.mu.Lock()
 	v, tag, err := s.resolveLocked(r)
+	var cold *coldError
+	if errors.As(err, &cold) {
+		_, tag, err = s.findLocked(r)
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return nil, err
+	}
+	if cold != nil {
+		out := &Verified{Ref: r.Name + ":" + tag}
+		return out, s.verifyCold(ctx, cold.digest, out)
 	}
 	out := &Verified{Ref: r.Name + ":" + tag, Digest: v.digest}
 	bad, err := s.scrub(ctx, v, out)
@@ -172,7 +180,6 @@ func (s *Store) quarantine(v *version, bad []place, why error) {
 			continue
 		}
 		s.log.Error("quarantined", zap.Stringer("digest", other.digest), zap.Error(why))
-		s.forgetVersionLocked(other)
-		s.lost[other.digest] = why
+		s.takeOutLocked(other, why)
 	}
 }
