@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Starts a daemon of its own, puts two models, and has other languages read what lies in shared memory: the official
-# safetensors package (safetensors_check.py) every segment, and the example of proto/README.md, run as it is printed, a
-# model over the raw channel. Cleans up after itself. Exit 77: the Python packages cannot be had here, nothing was checked.
+# Starts a daemon of its own, puts models, and has other languages read what lies in shared memory: the official safetensors
+# package (safetensors_check.py) every segment; the example of proto/README.md, run as it is printed, a model over the raw
+# channel; and examples/python NumPy arrays on the shared pages (numpy_check.py proves that nothing is copied). Cleans up after itself. Exit 77: the Python packages cannot be had here, nothing was checked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -70,3 +70,38 @@ grep -q 'wide.weight F32 \[800, 1024\]' "$tmp/attached" || { echo "the example o
 if "$py" "$tmp/attach.py" "$ZCSTORE_SOCKET" nothing-here >"$tmp/attached" 2>&1; then echo "attaching what is not stored succeeded"; exit 1; fi
 grep -q not_found "$tmp/attached" || { cat "$tmp/attached"; echo "no typed refusal"; exit 1; }
 echo "the example of proto/README.md attaches, and is refused as it should be"
+
+# examples/python: every kind of tensor, bfloat16 too, and a second version that shares a segment with the first and has one
+# tensor less in it.
+"$py" - "$tmp/one.safetensors" "$tmp/two.safetensors" <<'PY'
+import json
+import struct
+import sys
+import numpy as np
+r = np.random.default_rng(11)
+def write(path, tensors):
+    header, data = {}, b""
+    for name, dtype, array in tensors:
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + data)
+def bf16(*shape):
+    return (r.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+common = [("a.weight", "F32", r.standard_normal((600, 512)).astype(np.float32)), ("b.weight", "BF16", bf16(512, 300)),
+          ("c.weight", "F16", r.standard_normal((300, 128)).astype(np.float16)), ("ids", "I64", np.arange(19)),
+          ("mask", "BOOL", r.integers(0, 2, (5, 7)).astype(bool)), ("scale", "F64", np.array(0.25)), ("empty", "F32", np.zeros((0, 4), np.float32))]
+write(sys.argv[1], common + [("only.in.one", "F32", r.standard_normal((64, 512)).astype(np.float32))])
+write(sys.argv[2], common + [("only.in.two", "U8", r.integers(0, 255, 70001).astype(np.uint8))])
+PY
+"$tmp/zcctl" put np:one "$tmp/one.safetensors"
+"$tmp/zcctl" put np:two "$tmp/two.safetensors"
+"$py" test/numpy_check.py "$tmp/one.safetensors" np:one
+"$py" test/numpy_check.py "$tmp/two.safetensors" np:two
+"$py" test/numpy_check.py "$tmp/wide.safetensors" wide
+if "$py" test/numpy_check.py "$tmp/one.safetensors" np:two >"$tmp/attached" 2>&1; then echo "numpy_check.py finds no difference between two versions"; exit 1; fi
+if "$py" test/numpy_check.py "$tmp/one.safetensors" nothing-here >"$tmp/attached" 2>&1; then echo "attaching what is not stored succeeded"; exit 1; fi
+grep -q not_found "$tmp/attached" || { cat "$tmp/attached"; echo "no typed refusal"; exit 1; }
+echo "examples/python attaches without a copy"
