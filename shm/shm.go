@@ -73,7 +73,7 @@ func OpenDir(path string, anyFS bool) (*Dir, error) {
 		}
 		return nil, err
 	}
-	root, err := os.OpenRoot(path)
+	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd)) // not path: it could have changed
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("open segment directory: %w", err)
@@ -150,6 +150,15 @@ func (d *Dir) Space() (Space, error) {
 	return s, nil
 }
 
+// explainFull tells what is meant when a file cannot be made for want of space: no inode is left for it.
+func (d *Dir) explainFull(err error) error {
+	var fs unix.Statfs_t
+	if !errors.Is(err, unix.ENOSPC) || unix.Fstatfs(int(d.f.Fd()), &fs) != nil || fs.Files == 0 || fs.Ffree > 0 {
+		return err
+	}
+	return &FullError{What: "inodes", Need: 1, Fix: fmt.Sprintf("mount the file system with more than its %d: mount -o remount,nr_inodes=%d", fs.Files, max(1000, 2*fs.Files))}
+}
+
 // free is for errors: zero when it cannot be told.
 func (d *Dir) free() uint64 {
 	var fs unix.Statfs_t
@@ -191,18 +200,25 @@ func (d *Dir) Destroy(expendable ...string) error {
 func (d *Dir) Lock(note string) (lock *os.File, holder string, err error) {
 	var f *os.File
 	err = call("open-lock", func() (err error) {
-		f, err = d.root.OpenFile("lock", os.O_RDWR|os.O_CREATE, 0o600)
+		fd, err := unix.Openat(int(d.f.Fd()), "lock", unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			f = os.NewFile(uintptr(fd), "lock")
+		}
 		return err
 	})
 	if err != nil {
 		return nil, "", fmt.Errorf("open lock: %w", err)
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, "", errors.Join(errors.New("the lock is no regular file"), err)
 	}
 	if err := call("flock", func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
 		b, _ := io.ReadAll(io.LimitReader(f, 256))
 		f.Close()
 		return nil, strings.TrimSpace(string(b)), err
 	}
-	if err := errors.Join(f.Truncate(0), writeAt(f, note)); err != nil {
+	if err := errors.Join(f.Chmod(0o600), f.Truncate(0), writeAt(f, note)); err != nil {
 		f.Close()
 		return nil, "", fmt.Errorf("write lock: %w", err)
 	}
@@ -286,9 +302,12 @@ func (d *Dir) ReplaceFile(name string, b []byte) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return d.explainFull(err)
 	}
-	if _, err = writeStep(b, f.Write); err == nil {
+	if err = f.Chmod(0o600); err == nil { // whatever the umask
+		_, err = writeStep(b, f.Write)
+	}
+	if err == nil {
 		err = call("fsync", f.Sync)
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
@@ -330,7 +349,7 @@ func (d *Dir) Create(size int64) (*Writer, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("create segment: %w", err)
+		return nil, fmt.Errorf("create segment: %w", d.explainFull(err))
 	}
 	f := os.NewFile(uintptr(fd), "unpublished segment")
 	err = call("fallocate", func() error { return unix.Fallocate(fd, 0, 0, size) })

@@ -43,8 +43,9 @@ type Config struct {
 }
 
 // Harden is for processes that are nothing but a daemon: no other process of this uid may trace it or open its descriptors,
-// and it dumps no core.
+// it dumps no core, and its files have the modes that the code gives them, whatever umask it was started under.
 func Harden() error {
+	unix.Umask(0o022)
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl: %w", err)
 	}
