@@ -255,6 +255,9 @@ func take(a *zcstorev1.Attached, fds *fdpass.Conn) ([]*os.File, error) {
 	fds.Discard(a.FirstFd + uint64(a.Fds) - 1)
 	if lost != nil {
 		closeAll(files)
+		if errors.Is(lost, net.ErrClosed) { // the reply was the last thing that the daemon did
+			return nil, zcerr.New(zcerr.Unavailable, "%w", lost)
+		}
 		return nil, zcerr.New(zcerr.Limit, "%w", lost).WithHint("raise the limit of open files (ulimit -n), or close some")
 	}
 	return files, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -77,7 +78,9 @@ func (l *leases) request(build func() *zcstorev1.AttachRequest, use func(*zcstor
 		}
 		reply, err := l.roundTrip(req)
 		if err == nil {
-			return use(reply, l.fds)
+			if err = use(reply, l.fds); !errors.Is(err, net.ErrClosed) {
+				return err
+			}
 		}
 		l.drop()
 		if fresh || zcerr.KindOf(zcerr.FromStatus(err)) != zcerr.Unavailable && !errors.Is(err, io.EOF) {
