@@ -64,11 +64,19 @@ func unnamed(dir string) (int64, error) {
 // remote dials a daemon.
 func remote(t testing.TB, socket string) (storetest.Remote, func()) {
 	t.Helper()
-	c, err := client.Dial(context.Background(), client.Options{Socket: socket})
+	s, hangUp, err := dial(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return storetest.Remote{C: c}, func() { c.Close() }
+	return s, hangUp
+}
+
+func dial(socket string) (storetest.Remote, func(), error) {
+	c, err := client.Dial(context.Background(), client.Options{Socket: socket})
+	if err != nil {
+		return storetest.Remote{}, nil, err
+	}
+	return storetest.Remote{C: c}, func() { c.Close() }, nil
 }
 
 func TestCase19DaemonKilledAtEveryStepOfPut(t *testing.T) {
