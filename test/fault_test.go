@@ -400,3 +400,8 @@ func TestPrefaultPolicies(t *testing.T) {
 		t.Errorf("populate of a cut segment: %v", err)
 	}
 }
+
+// loadTutorial is pipeline.Load into a Tutorial.
+func loadTutorial(c *client.Client, ref string, into *Tutorial) (*client.Model, error) {
+	return pipeline.Load(ctx, c, ref, into, pipeline.LoadOptions{})
+}

@@ -64,7 +64,7 @@ func blocks(t testing.TB, dir string) int {
 }
 
 // A second version adds what changed; removing the first disturbs neither the workers that hold it nor the second.
-func TestVersionsInSeparateProcesses(t *testing.T) {
+func TestCase48VersionsReplacedAndRemovedWhileMapped(t *testing.T) {
 	p := start(t)
 	first := wide(21)
 	r1 := put(t, p, "wide", first)
