@@ -507,6 +507,16 @@ func (c *Client) Verify(ctx context.Context, ref string) (*zcstorev1.VerifyReply
 	return r, c.fail("verify", ref, err)
 }
 
+// Pin keeps a version in memory, whatever else needs room, or with off lets go of it. It holds for the version that the
+// reference names now, not for the tag. One that is only on disk is loaded first.
+func (c *Client) Pin(ctx context.Context, ref string, off bool) (*zcstorev1.VersionInfo, error) {
+	if err := checkRef("pin", ref); err != nil {
+		return nil, err
+	}
+	r, err := c.api.Pin(ctx, &zcstorev1.PinRequest{Ref: ref, Off: off})
+	return r.GetVersion(), c.fail("pin", ref, err)
+}
+
 // Status tells what the daemon is and holds.
 func (c *Client) Status(ctx context.Context) (*zcstorev1.StatusReply, error) {
 	r, err := c.api.Status(ctx, &zcstorev1.StatusRequest{})

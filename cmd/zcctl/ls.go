@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 
 const lsHelp = `ls lists the stored versions, or those of one model, oldest first. SIZE is the tensors, each once: versions
 that share bytes both count them ('zcctl status' has what the store really uses). HOLDERS is the number of
-leases; 'zcctl ps' names them.
+leases; 'zcctl ps' names them. With a data directory, WHERE tells whether a version is in memory now: one that is only on
+disk is loaded when somebody attaches; one that is pinned stays in memory (zcctl pin).
 
 A version that is damaged is marked, and standard error says why. With --all, versions that were removed
 but that workers still hold are listed too.`
@@ -43,6 +45,9 @@ type versionInfo struct {
 	Created     *time.Time `json:"created"`
 	Deleted     bool       `json:"deleted"`
 	Damaged     string     `json:"damaged"`
+	Resident    bool       `json:"resident"`
+	OnDisk      bool       `json:"on_disk"`
+	Pinned      bool       `json:"pinned"`
 	Segments    []segment  `json:"segments"`
 }
 
@@ -60,7 +65,7 @@ func infoOf(v *zcstorev1.VersionInfo) versionInfo {
 	out := versionInfo{
 		Ref: exactRef(v), Name: v.Name, Tags: some(v.Tags), Digest: client.Digest(v.Digest).String(), Kind: v.Kind,
 		Tensors: v.Tensors, TensorBytes: v.TensorBytes, TableBytes: v.TableBytes, Holders: v.Holders,
-		Created: stamp(v.CreatedUnixMs), Deleted: v.Deleted, Damaged: v.Damaged, Segments: []segment{},
+		Created: stamp(v.CreatedUnixMs), Deleted: v.Deleted, Damaged: v.Damaged, Resident: v.Resident, OnDisk: v.OnDisk, Pinned: v.Pinned, Segments: []segment{},
 	}
 	for _, s := range v.Segments {
 		out.Segments = append(out.Segments, segment{s.Id, s.SizeBytes, s.UsedBytes, s.Inode, s.Versions, s.Guarantee, guardsOf(s.Guards)})
@@ -113,7 +118,13 @@ func (a *app) printVersions(versions []*zcstorev1.VersionInfo, quiet bool) error
 		a.talk("nothing is stored yet. Store a model: %s put NAME DIR", a.zcctl())
 		return nil
 	}
-	g := newGrid(a.stdout, "", "NAME", "TAGS", "DIGEST", "KIND", "TENSORS", "SIZE", "HOLDERS", "CREATED")
+	// Where a version lies is a question only where there is more than one answer.
+	where := slices.ContainsFunc(versions, func(v *zcstorev1.VersionInfo) bool { return v.OnDisk || v.Pinned })
+	head := []string{"NAME", "TAGS", "DIGEST", "KIND", "TENSORS", "SIZE", "HOLDERS", "CREATED"}
+	if where {
+		head = append(head, "WHERE")
+	}
+	g := newGrid(a.stdout, "", head...)
 	for _, v := range versions {
 		tags, digest := strings.Join(v.Tags, ","), client.Digest(v.Digest).Short()
 		if v.Deleted {
@@ -123,7 +134,11 @@ func (a *app) printVersions(versions []*zcstorev1.VersionInfo, quiet bool) error
 			g.row(v.Name, tags, digest, "DAMAGED", "-", "-", "-", age(v.CreatedUnixMs))
 			continue
 		}
-		g.row(v.Name, tags, digest, v.Kind, v.Tensors, units.Bytes(v.TensorBytes), v.Holders, age(v.CreatedUnixMs))
+		row := []any{v.Name, tags, digest, v.Kind, v.Tensors, units.Bytes(v.TensorBytes), v.Holders, age(v.CreatedUnixMs)}
+		if where {
+			row = append(row, whereWords(v))
+		}
+		g.row(row...)
 	}
 	if err := g.flush(); err != nil {
 		return err
@@ -136,4 +151,19 @@ func (a *app) printVersions(versions []*zcstorev1.VersionInfo, quiet bool) error
 		}
 	}
 	return nil
+}
+
+// whereWords says where a version lies.
+func whereWords(v *zcstorev1.VersionInfo) string {
+	var words []string
+	if v.Resident {
+		words = append(words, "memory")
+	}
+	if v.OnDisk {
+		words = append(words, "disk")
+	}
+	if v.Pinned {
+		words = append(words, "pinned")
+	}
+	return strings.Join(words, "+")
 }

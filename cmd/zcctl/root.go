@@ -38,9 +38,9 @@ const (
 
 // commands lists every command, in the order of the help. Each is a function of one file.
 var commands = []func(*app) *cobra.Command{
-	putCmd, lsCmd, showCmd, tagCmd, rmCmd, verifyCmd,
+	putCmd, lsCmd, showCmd, tagCmd, rmCmd, verifyCmd, pinCmd,
 	psCmd, inferCmd, demoCmd,
-	statusCmd, doctorCmd, versionCmd, daemonCmd, demoDaemonCmd,
+	statusCmd, doctorCmd, fsckCmd, versionCmd, daemonCmd, demoDaemonCmd,
 }
 
 // app is what every command gets: the global flags, and where output goes.

@@ -50,6 +50,12 @@ type statusJSON struct {
 	ReservedBytes        uint64     `json:"reserved_bytes"`
 	OrphanedBytes        uint64     `json:"orphaned_bytes"`
 	OwnMount             bool       `json:"own_mount"`
+	DataDirectory        string     `json:"data_directory"`
+	DataBytes            uint64     `json:"data_bytes"`
+	DataFreeBytes        uint64     `json:"data_free_bytes"`
+	DataReadOnly         string     `json:"data_read_only"`
+	ColdVersions         uint32     `json:"cold_versions"`
+	UnwrittenVersions    uint32     `json:"unwritten_versions"`
 }
 
 func statusCmd(a *app) *cobra.Command {
@@ -68,6 +74,7 @@ func statusCmd(a *app) *cobra.Command {
 						st.Backing, st.Directory, st.Guarantee, st.Durability, st.CapacityBytes, st.FreeBytes, st.UsedBytes, st.HeldAfterDeleteBytes,
 						st.Models, st.Versions, st.Segments, st.Leases, st.Clients, st.OpenPuts, st.AdoptedVersions,
 						guardsOf(st.Guards), st.OverheadBytes, st.ReservedBytes, st.OrphanedBytes, st.OwnMount,
+						st.DataDirectory, st.DataBytes, st.DataFreeBytes, st.DataReadOnly, st.ColdVersions, st.UnwrittenVersions,
 					})
 				}
 				return a.printStatus(c.Socket(), st)
@@ -97,6 +104,15 @@ func (a *app) printStatus(socket string, st *zcstorev1.StatusReply) error {
 	}
 	if st.OwnMount {
 		g.row("", "on a file system of its own: all of this is what statfs calls used")
+	}
+	if st.DataDirectory != "" {
+		g.row("disk", fmt.Sprintf("%s used in %s, %s free", units.Bytes(st.DataBytes), st.DataDirectory, units.Bytes(st.DataFreeBytes)))
+		if st.ColdVersions > 0 {
+			g.row("", count(st.ColdVersions, "version")+" only there, loaded when somebody attaches")
+		}
+		if st.UnwrittenVersions > 0 {
+			g.row("", count(st.UnwrittenVersions, "version")+" in memory only so far: the log says why, when this does not go away")
+		}
 	}
 	g.row("holds", fmt.Sprintf("%s, %s, %s", count(st.Models, "model"), count(st.Versions, "version"), count(st.Segments, "segment")))
 	g.row("serves", fmt.Sprintf("%s of %s, %s", count(st.Leases, "lease"), count(st.Clients, "client"), count(st.OpenPuts, "open put")))

@@ -54,6 +54,7 @@ func parse(args []string, stdout, stderr io.Writer) (daemon.Config, error) {
 	fs.StringVar(&cfg.Dir, "dir", "", "directory of segments, on a tmpfs (default: one of /dev/shm that belongs to the socket)")
 	fs.StringVar(&cfg.HandoutDir, "handout-dir", "", "read-only bind mount of --dir: descriptors opened through it cannot be reopened for writing, not even by root")
 	fs.StringVar(&cfg.Backing, "backing", "shm", "shm: files of a tmpfs directory; memfd: sealed memory that not even root can change, kept through restarts by systemd")
+	fs.StringVar(&cfg.Data, "data", "", "directory on a disk: every version is also kept there, as an OCI image layout, and survives a reboot (default: memory only)")
 	maxBytes := fs.String("max-bytes", "", "budget for stored weights, as in 4GiB (default: what the tmpfs has)")
 	fs.IntVar(&cfg.MaxPuts, "max-puts", 8, "open puts at once")
 	fs.StringVar(&cfg.LogFormat, "log-format", "", "json or text (default json, with --dev text)")

@@ -31,6 +31,7 @@ type Config struct {
 	Backing string // shm.KindShm or shm.KindMemfd; empty: the first
 	// HandoutDir is a read-only bind mount of Dir, through which files are opened for clients; empty: none.
 	HandoutDir string
+	Data       string    // directory of the durable tier; empty: memory only
 	MaxBytes   uint64    // budget for segments and tables; 0: what the file system has
 	MaxPuts    int       // open puts at once; 0: the store's default
 	Dev        bool      // talk to a person at the terminal
@@ -86,7 +87,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	default:
 		return zcerr.New(zcerr.Invalid, "backing %q is none of shm, memfd", cfg.Backing).WithHint("zcstored --help")
 	}
-	st, err := store.Open(store.Options{Dir: cfg.Dir, HandoutDir: cfg.HandoutDir, Backing: backing, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
+	st, err := store.Open(store.Options{Dir: cfg.Dir, HandoutDir: cfg.HandoutDir, Backing: backing, Data: cfg.Data, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
 	if err != nil {
 		var locked *store.LockedError
 		if errors.As(err, &locked) {
@@ -134,6 +135,9 @@ func greet(w io.Writer, cfg Config, st store.Status) {
 	fmt.Fprintf(w, "  segments  %s (%s free of %s)\n", st.Directory, units.Bytes(st.Free), units.Bytes(st.Capacity))
 	fmt.Fprintf(w, "  weights   %s\n", st.Guarantee)
 	fmt.Fprintf(w, "  lifetime  %s\n", st.Durability)
+	if st.Cold > 0 {
+		fmt.Fprintf(w, "  on disk   %d versions are loaded when they are needed\n", st.Cold)
+	}
 	if st.Adopted > 0 {
 		fmt.Fprintf(w, "  adopted   %d stored versions\n", st.Adopted)
 	}

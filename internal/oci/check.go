@@ -36,6 +36,7 @@ type Report struct {
 	Blobs    int
 	Bytes    uint64 // that were read and hashed
 	BadIndex bool
+	Newer    bool // the index was written by a newer release: there is nothing to rebuild
 }
 
 // Check reads a data directory that no daemon serves, hashes every blob, and changes nothing. Errors: *LockedError, and what
@@ -59,7 +60,7 @@ func (l *Layout) check(ctx context.Context) (*Report, error) {
 		}
 	}
 	if err != nil {
-		r.BadIndex = true
+		r.BadIndex, r.Newer = true, errors.Is(err, ErrNewer)
 		r.damage("index", "", "%v", missing(err, "index.json"))
 	}
 	if err := checkLayoutFile(l.readSmall(ocispec.ImageLayoutFile, 4<<10)); err != nil {

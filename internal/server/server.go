@@ -282,6 +282,16 @@ func (s *Server) Verify(ctx context.Context, req *zcstorev1.VerifyRequest) (*zcs
 	return &zcstorev1.VerifyReply{Ref: v.Ref, Digest: v.Digest[:], Tensors: uint32(v.Tensors), Bytes: v.Bytes, Damaged: v.Damaged}, nil
 }
 
+// Pin implements the service.
+func (s *Server) Pin(_ context.Context, req *zcstorev1.PinRequest) (*zcstorev1.PinReply, error) {
+	info, err := s.st.Pin(req.Ref, req.Off)
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("pin", zap.String("model", req.Ref), zap.Bool("off", req.Off), zap.Stringer("digest", info.Digest))
+	return &zcstorev1.PinReply{Version: versionInfo(info)}, nil
+}
+
 // Holders implements the service.
 func (s *Server) Holders(req *zcstorev1.HoldersRequest, out zcstorev1.Store_HoldersServer) error {
 	for _, l := range s.st.Holders(req.Name) {
@@ -308,7 +318,8 @@ func (s *Server) Status(context.Context, *zcstorev1.StatusRequest) (*zcstorev1.S
 		HeldAfterDeleteBytes: st.Held, Models: uint32(st.Models), Versions: uint32(st.Versions), Segments: uint32(st.Segments),
 		Leases: uint32(st.Leases), Clients: uint32(s.clients.Load()), OpenPuts: uint32(st.OpenPuts),
 		StartedUnixMs: st.Started.UnixMilli(), AdoptedVersions: uint32(st.Adopted),
-		DamagedVersions: uint32(st.Damaged), BudgetBytes: st.BudgetBytes,
+		DataDirectory: st.Data.Directory, DataBytes: st.Data.Bytes, DataFreeBytes: st.Data.Free, DataReadOnly: st.Data.ReadOnly,
+		ColdVersions: uint32(st.Cold), UnwrittenVersions: uint32(st.Unwritten), DamagedVersions: uint32(st.Damaged), BudgetBytes: st.BudgetBytes,
 		Guards: guards(st.Guards, st.HugeBytes), OverheadBytes: st.Overhead, ReservedBytes: st.Reserved, OrphanedBytes: st.Orphaned,
 		OwnMount: st.OwnMount,
 	}, nil
@@ -318,7 +329,7 @@ func versionInfo(v store.VersionInfo) *zcstorev1.VersionInfo {
 	out := &zcstorev1.VersionInfo{
 		Name: v.Name, Tags: v.Tags, Digest: v.Digest[:], TensorBytes: v.TensorBytes, Tensors: uint32(v.Tensors),
 		Holders: uint32(v.Holders), CreatedUnixMs: v.Created.UnixMilli(), Deleted: v.Deleted, Kind: v.Kind,
-		TableBytes: v.TableBytes, Damaged: v.Damaged,
+		TableBytes: v.TableBytes, Damaged: v.Damaged, Resident: v.Resident, OnDisk: v.OnDisk, Pinned: v.Pinned,
 	}
 	for _, sg := range v.Segments {
 		out.Segments = append(out.Segments, &zcstorev1.SegmentInfo{

@@ -231,7 +231,7 @@ func (p *Put) Settle() (again []manifest.Digest, err error) {
 		}
 	}
 	if p.lay != nil {
-		if _, err := p.w.WriteAt(p.lay.headerWith(p.crc), 0); err != nil {
+		if _, err := p.w.WriteAt(p.lay.headerWith(p.crc, p.digest), 0); err != nil {
 			return nil, err
 		}
 	}
@@ -255,9 +255,10 @@ func (p *Put) redundant() bool {
 	return false
 }
 
-// headerWith is the header with the checksums of its entries, crc having those of the rows.
-func (l *layout) headerWith(crc []uint32) []byte {
+// headerWith is the header with the version's digest and the checksums of its entries, crc having those of the rows.
+func (l *layout) headerWith(crc []uint32, d manifest.Digest) []byte {
 	b := bytes.Clone(l.header)
+	copy(b[l.nameAt:], d.Hex())
 	if l.crcAt == 0 {
 		return b
 	}

@@ -26,6 +26,8 @@ const (
 	metaFormat  = "zcstore.segment_format"
 	metaAliases = "zcstore.aliases"
 	metaCRC     = "zcstore.crc32c"
+	metaName    = "zcstore.name"    // what the version was put as, for a catalog that is made anew (fsck.go)
+	metaVersion = "zcstore.version" // and which version that was
 )
 
 // layout is where the rows of a new segment go. The file is a valid safetensors file: the format allows no holes, so rows are
@@ -36,11 +38,12 @@ type layout struct {
 	size   int64
 
 	entries []int // of the header: a row, or -1-N for padding of N bytes
+	nameAt  int   // where it has the version's digest
 	crcAt   int   // where the header has the entries' checksums, eight hexadecimal digits each; 0: it has none
 }
 
-// layOut places the rows of m that rows lists.
-func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
+// layOut places the rows of m that rows lists. name is a hint that is written beside them.
+func layOut(m *manifest.Manifest, rows []int, name string) (*layout, error) {
 	order := slices.Clone(rows)
 	slices.SortStableFunc(order, func(a, b int) int {
 		ca, cb := class(&m.Tensors[a]), class(&m.Tensors[b])
@@ -50,6 +53,7 @@ func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
 		return cmp.Compare(m.Tensors[b].DType.Size(), m.Tensors[a].DType.Size())
 	})
 	h := safetensors.Header{Metadata: map[string]string{metaFormat: strconv.Itoa(SegmentFormat)}}
+	h.Metadata[metaName], h.Metadata[metaVersion] = name, strings.Repeat("0", 64)
 	aliases := map[string][]string{}
 	at := int64(0)
 	var entries []int
@@ -77,7 +81,7 @@ func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
 	}
 	// The checksums are not known yet, but their length is. A segment of very many tensors goes without: a header's metadata
 	// is bounded.
-	if 8*len(entries)+len(h.Metadata[metaAliases])+256 <= safetensors.MaxMetadataBytes {
+	if 8*len(entries)+len(h.Metadata[metaAliases])+1024 <= safetensors.MaxMetadataBytes {
 		h.Metadata[metaCRC] = strings.Repeat("0", 8*len(entries))
 	}
 	header, err := h.Encode(shm.PageSize)
@@ -85,10 +89,9 @@ func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
 		return nil, fmt.Errorf("lay out segment: %w", err)
 	}
 	l := &layout{header: header, offset: make(map[int]int64, len(rows)), size: int64(len(header)) + at, entries: entries}
+	l.nameAt = valueAt(header, metaVersion)
 	if len(h.Metadata[metaCRC]) > 0 {
-		// No name and no alias can hold this: in a JSON string every quote has a backslash before it.
-		mark := []byte(`"` + metaCRC + `":"`)
-		l.crcAt = bytes.Index(header, mark) + len(mark)
+		l.crcAt = valueAt(header, metaCRC)
 	}
 	byName := make(map[string]int64, len(h.Entries))
 	for _, e := range h.Entries {
@@ -98,6 +101,13 @@ func layOut(m *manifest.Manifest, rows []int) (*layout, error) {
 		l.offset[r] = byName[m.Tensors[r].Names[0]]
 	}
 	return l, nil
+}
+
+// valueAt is where the value of a key of the metadata begins.
+func valueAt(header []byte, key string) int {
+	// No name and no alias can hold this: in a JSON string every quote has a backslash before it.
+	mark := []byte(`"` + key + `":"`)
+	return bytes.Index(header, mark) + len(mark)
 }
 
 // class orders rows so that each leaves the next one aligned: whole pages, whole lines, then odd sizes with the strictest

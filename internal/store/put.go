@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
@@ -127,7 +128,7 @@ func (p *Put) layOut() error {
 	if len(p.wanted) == 0 {
 		return nil
 	}
-	lay, err := layOut(p.man, p.wanted)
+	lay, err := layOut(p.man, p.wanted, p.hint())
 	if err != nil {
 		return zcerr.New(zcerr.Invalid, "%w", err)
 	}
@@ -137,6 +138,28 @@ func (p *Put) layOut() error {
 		p.locs[row] = table.Location{Segment: len(p.segs), Offset: uint64(lay.offset[row])}
 	}
 	return nil
+}
+
+// hint is what the version is to be called, should the catalog be lost.
+func (p *Put) hint() string {
+	if !p.inside {
+		if p.ref.Tag == "" {
+			return p.ref.Name
+		}
+		return p.ref.Name + ":" + p.ref.Tag
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	var names []string
+	for _, m := range p.s.models {
+		for _, tag := range m.tagsOf(p.digest) {
+			names = append(names, m.name+":"+tag)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return slices.Min(names)
 }
 
 // reserve allocates every page of the new segment. Large ones take a while, so no lock is held.

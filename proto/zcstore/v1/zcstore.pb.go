@@ -1366,7 +1366,10 @@ type VersionInfo struct {
 	Deleted       bool                   `protobuf:"varint,9,opt,name=deleted,proto3" json:"deleted,omitempty"` // no tag names it; leases hold it
 	Kind          string                 `protobuf:"bytes,10,opt,name=kind,proto3" json:"kind,omitempty"`       // what the root of the tree is: "struct", "text", ...
 	TableBytes    uint64                 `protobuf:"varint,11,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
-	Damaged       string                 `protobuf:"bytes,12,opt,name=damaged,proto3" json:"damaged,omitempty"` // why it is not served; empty otherwise
+	Damaged       string                 `protobuf:"bytes,12,opt,name=damaged,proto3" json:"damaged,omitempty"`              // why it is not served; empty otherwise
+	Resident      bool                   `protobuf:"varint,20,opt,name=resident,proto3" json:"resident,omitempty"`           // in memory now
+	OnDisk        bool                   `protobuf:"varint,21,opt,name=on_disk,json=onDisk,proto3" json:"on_disk,omitempty"` // in the data directory: an attach loads it when it is not resident
+	Pinned        bool                   `protobuf:"varint,22,opt,name=pinned,proto3" json:"pinned,omitempty"`               // kept in memory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1483,6 +1486,27 @@ func (x *VersionInfo) GetDamaged() string {
 		return x.Damaged
 	}
 	return ""
+}
+
+func (x *VersionInfo) GetResident() bool {
+	if x != nil {
+		return x.Resident
+	}
+	return false
+}
+
+func (x *VersionInfo) GetOnDisk() bool {
+	if x != nil {
+		return x.OnDisk
+	}
+	return false
+}
+
+func (x *VersionInfo) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
 }
 
 type SegmentInfo struct {
@@ -2182,6 +2206,102 @@ func (x *VerifyReply) GetDamaged() []string {
 	return nil
 }
 
+type PinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Off           bool                   `protobuf:"varint,2,opt,name=off,proto3" json:"off,omitempty"` // let go of it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinRequest) Reset() {
+	*x = PinRequest{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinRequest) ProtoMessage() {}
+
+func (x *PinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
+func (*PinRequest) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PinRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *PinRequest) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+type PinReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       *VersionInfo           `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinReply) Reset() {
+	*x = PinReply{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinReply) ProtoMessage() {}
+
+func (x *PinReply) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinReply.ProtoReflect.Descriptor instead.
+func (*PinReply) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *PinReply) GetVersion() *VersionInfo {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2190,7 +2310,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2322,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2335,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{27}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{29}
 }
 
 type StatusReply struct {
@@ -2250,13 +2370,19 @@ type StatusReply struct {
 	ReservedBytes        uint64                 `protobuf:"varint,32,opt,name=reserved_bytes,json=reservedBytes,proto3" json:"reserved_bytes,omitempty"` // of open puts
 	OrphanedBytes        uint64                 `protobuf:"varint,33,opt,name=orphaned_bytes,json=orphanedBytes,proto3" json:"orphaned_bytes,omitempty"` // mapped by clients that have left, or in flight to them; known on a file system of its own
 	OwnMount             bool                   `protobuf:"varint,34,opt,name=own_mount,json=ownMount,proto3" json:"own_mount,omitempty"`                // used + overhead + held after delete + reserved + orphaned = what statfs says is used
+	DataDirectory        string                 `protobuf:"bytes,40,opt,name=data_directory,json=dataDirectory,proto3" json:"data_directory,omitempty"`  // of the durable tier; empty: memory only
+	DataBytes            uint64                 `protobuf:"varint,41,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`             // of its blobs
+	DataFreeBytes        uint64                 `protobuf:"varint,42,opt,name=data_free_bytes,json=dataFreeBytes,proto3" json:"data_free_bytes,omitempty"`
+	DataReadOnly         string                 `protobuf:"bytes,43,opt,name=data_read_only,json=dataReadOnly,proto3" json:"data_read_only,omitempty"`               // why nothing is written any more; empty otherwise
+	ColdVersions         uint32                 `protobuf:"varint,44,opt,name=cold_versions,json=coldVersions,proto3" json:"cold_versions,omitempty"`                // that are only on disk
+	UnwrittenVersions    uint32                 `protobuf:"varint,45,opt,name=unwritten_versions,json=unwrittenVersions,proto3" json:"unwritten_versions,omitempty"` // that are in memory only, although there is a data directory
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2394,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2407,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{28}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatusReply) GetProtocol() uint32 {
@@ -2494,6 +2620,48 @@ func (x *StatusReply) GetOwnMount() bool {
 	return false
 }
 
+func (x *StatusReply) GetDataDirectory() string {
+	if x != nil {
+		return x.DataDirectory
+	}
+	return ""
+}
+
+func (x *StatusReply) GetDataBytes() uint64 {
+	if x != nil {
+		return x.DataBytes
+	}
+	return 0
+}
+
+func (x *StatusReply) GetDataFreeBytes() uint64 {
+	if x != nil {
+		return x.DataFreeBytes
+	}
+	return 0
+}
+
+func (x *StatusReply) GetDataReadOnly() string {
+	if x != nil {
+		return x.DataReadOnly
+	}
+	return ""
+}
+
+func (x *StatusReply) GetColdVersions() uint32 {
+	if x != nil {
+		return x.ColdVersions
+	}
+	return 0
+}
+
+func (x *StatusReply) GetUnwrittenVersions() uint32 {
+	if x != nil {
+		return x.UnwrittenVersions
+	}
+	return 0
+}
+
 var File_zcstore_v1_zcstore_proto protoreflect.FileDescriptor
 
 const file_zcstore_v1_zcstore_proto_rawDesc = "" +
@@ -2584,7 +2752,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"\x1f\n" +
 	"\vShowRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xea\x02\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xb7\x03\n" +
 	"\vVersionInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x16\n" +
@@ -2599,7 +2767,10 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	" \x01(\tR\x04kind\x12\x1f\n" +
 	"\vtable_bytes\x18\v \x01(\x04R\n" +
 	"tableBytes\x12\x18\n" +
-	"\adamaged\x18\f \x01(\tR\adamaged\"\xda\x01\n" +
+	"\adamaged\x18\f \x01(\tR\adamaged\x12\x1a\n" +
+	"\bresident\x18\x14 \x01(\bR\bresident\x12\x17\n" +
+	"\aon_disk\x18\x15 \x01(\bR\x06onDisk\x12\x16\n" +
+	"\x06pinned\x18\x16 \x01(\bR\x06pinned\"\xda\x01\n" +
 	"\vSegmentInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -2659,8 +2830,14 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x18\n" +
 	"\atensors\x18\x03 \x01(\rR\atensors\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x18\n" +
-	"\adamaged\x18\x05 \x03(\tR\adamaged\"\x0f\n" +
-	"\rStatusRequest\"\xe2\a\n" +
+	"\adamaged\x18\x05 \x03(\tR\adamaged\"0\n" +
+	"\n" +
+	"PinRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x10\n" +
+	"\x03off\x18\x02 \x01(\bR\x03off\"=\n" +
+	"\bPinReply\x121\n" +
+	"\aversion\x18\x01 \x01(\v2\x17.zcstore.v1.VersionInfoR\aversion\"\x0f\n" +
+	"\rStatusRequest\"\xca\t\n" +
 	"\vStatusReply\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12#\n" +
 	"\rtable_version\x18\x02 \x01(\rR\ftableVersion\x12%\n" +
@@ -2696,7 +2873,14 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x0eoverhead_bytes\x18\x1f \x01(\x04R\roverheadBytes\x12%\n" +
 	"\x0ereserved_bytes\x18  \x01(\x04R\rreservedBytes\x12%\n" +
 	"\x0eorphaned_bytes\x18! \x01(\x04R\rorphanedBytes\x12\x1b\n" +
-	"\town_mount\x18\" \x01(\bR\bownMount*W\n" +
+	"\town_mount\x18\" \x01(\bR\bownMount\x12%\n" +
+	"\x0edata_directory\x18( \x01(\tR\rdataDirectory\x12\x1d\n" +
+	"\n" +
+	"data_bytes\x18) \x01(\x04R\tdataBytes\x12&\n" +
+	"\x0fdata_free_bytes\x18* \x01(\x04R\rdataFreeBytes\x12$\n" +
+	"\x0edata_read_only\x18+ \x01(\tR\fdataReadOnly\x12#\n" +
+	"\rcold_versions\x18, \x01(\rR\fcoldVersions\x12-\n" +
+	"\x12unwritten_versions\x18- \x01(\rR\x11unwrittenVersions*W\n" +
 	"\x05Reach\x12\x11\n" +
 	"\rREACH_UNKNOWN\x10\x00\x12\x0f\n" +
 	"\vREACH_NEVER\x10\x01\x12\x11\n" +
@@ -2707,7 +2891,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\n" +
 	"SWAP_NEVER\x10\x01\x12\r\n" +
 	"\tSWAP_NONE\x10\x02\x12\x11\n" +
-	"\rSWAP_POSSIBLE\x10\x032\xdc\x04\n" +
+	"\rSWAP_POSSIBLE\x10\x032\x91\x05\n" +
 	"\x05Store\x127\n" +
 	"\x03Put\x12\x16.zcstore.v1.PutRequest\x1a\x14.zcstore.v1.PutReply(\x010\x01\x126\n" +
 	"\x04Have\x12\x17.zcstore.v1.HaveRequest\x1a\x15.zcstore.v1.HaveReply\x12@\n" +
@@ -2717,7 +2901,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x03Tag\x12\x16.zcstore.v1.TagRequest\x1a\x14.zcstore.v1.TagReply\x12<\n" +
 	"\x06Remove\x12\x19.zcstore.v1.RemoveRequest\x1a\x17.zcstore.v1.RemoveReply\x12;\n" +
 	"\aHolders\x12\x1a.zcstore.v1.HoldersRequest\x1a\x12.zcstore.v1.Holder0\x01\x12<\n" +
-	"\x06Verify\x12\x19.zcstore.v1.VerifyRequest\x1a\x17.zcstore.v1.VerifyReply\x12<\n" +
+	"\x06Verify\x12\x19.zcstore.v1.VerifyRequest\x1a\x17.zcstore.v1.VerifyReply\x123\n" +
+	"\x03Pin\x12\x16.zcstore.v1.PinRequest\x1a\x14.zcstore.v1.PinReply\x12<\n" +
 	"\x06Status\x12\x19.zcstore.v1.StatusRequest\x1a\x17.zcstore.v1.StatusReplyB7Z5github.com/zcstore/zcstore/proto/zcstore/v1;zcstorev1b\x06proto3"
 
 var (
@@ -2733,7 +2918,7 @@ func file_zcstore_v1_zcstore_proto_rawDescGZIP() []byte {
 }
 
 var file_zcstore_v1_zcstore_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(Reach)(0),             // 0: zcstore.v1.Reach
 	(Swap)(0),              // 1: zcstore.v1.Swap
@@ -2764,8 +2949,10 @@ var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(*Holder)(nil),         // 26: zcstore.v1.Holder
 	(*VerifyRequest)(nil),  // 27: zcstore.v1.VerifyRequest
 	(*VerifyReply)(nil),    // 28: zcstore.v1.VerifyReply
-	(*StatusRequest)(nil),  // 29: zcstore.v1.StatusRequest
-	(*StatusReply)(nil),    // 30: zcstore.v1.StatusReply
+	(*PinRequest)(nil),     // 29: zcstore.v1.PinRequest
+	(*PinReply)(nil),       // 30: zcstore.v1.PinReply
+	(*StatusRequest)(nil),  // 31: zcstore.v1.StatusRequest
+	(*StatusReply)(nil),    // 32: zcstore.v1.StatusReply
 }
 var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	3,  // 0: zcstore.v1.PutRequest.begin:type_name -> zcstore.v1.PutBegin
@@ -2783,32 +2970,35 @@ var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	0,  // 12: zcstore.v1.Guarantee.same_uid:type_name -> zcstore.v1.Reach
 	0,  // 13: zcstore.v1.Guarantee.root:type_name -> zcstore.v1.Reach
 	1,  // 14: zcstore.v1.Guarantee.swap:type_name -> zcstore.v1.Swap
-	20, // 15: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
-	2,  // 16: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
-	9,  // 17: zcstore.v1.Store.Have:input_type -> zcstore.v1.HaveRequest
-	12, // 18: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
-	16, // 19: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
-	17, // 20: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
-	21, // 21: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
-	23, // 22: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
-	25, // 23: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
-	27, // 24: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
-	29, // 25: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
-	5,  // 26: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
-	10, // 27: zcstore.v1.Store.Have:output_type -> zcstore.v1.HaveReply
-	13, // 28: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
-	18, // 29: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
-	18, // 30: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
-	22, // 31: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
-	24, // 32: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
-	26, // 33: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
-	28, // 34: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
-	30, // 35: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
-	26, // [26:36] is the sub-list for method output_type
-	16, // [16:26] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	18, // 15: zcstore.v1.PinReply.version:type_name -> zcstore.v1.VersionInfo
+	20, // 16: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
+	2,  // 17: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
+	9,  // 18: zcstore.v1.Store.Have:input_type -> zcstore.v1.HaveRequest
+	12, // 19: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
+	16, // 20: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
+	17, // 21: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
+	21, // 22: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
+	23, // 23: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
+	25, // 24: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
+	27, // 25: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
+	29, // 26: zcstore.v1.Store.Pin:input_type -> zcstore.v1.PinRequest
+	31, // 27: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
+	5,  // 28: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
+	10, // 29: zcstore.v1.Store.Have:output_type -> zcstore.v1.HaveReply
+	13, // 30: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
+	18, // 31: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
+	18, // 32: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
+	22, // 33: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
+	24, // 34: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
+	26, // 35: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
+	28, // 36: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
+	30, // 37: zcstore.v1.Store.Pin:output_type -> zcstore.v1.PinReply
+	32, // 38: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
+	28, // [28:39] is the sub-list for method output_type
+	17, // [17:28] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_zcstore_v1_zcstore_proto_init() }
@@ -2842,7 +3032,7 @@ func file_zcstore_v1_zcstore_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zcstore_v1_zcstore_proto_rawDesc), len(file_zcstore_v1_zcstore_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

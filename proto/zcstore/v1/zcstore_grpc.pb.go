@@ -40,6 +40,7 @@ const (
 	Store_Remove_FullMethodName  = "/zcstore.v1.Store/Remove"
 	Store_Holders_FullMethodName = "/zcstore.v1.Store/Holders"
 	Store_Verify_FullMethodName  = "/zcstore.v1.Store/Verify"
+	Store_Pin_FullMethodName     = "/zcstore.v1.Store/Pin"
 	Store_Status_FullMethodName  = "/zcstore.v1.Store/Status"
 )
 
@@ -75,6 +76,9 @@ type StoreClient interface {
 	// Verify reads a version's bytes in shared memory and compares their digests. A damaged version is not served any more.
 	// Errors: NOT_FOUND; DATA_LOSS when its files cannot be read at all.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyReply, error)
+	// Pin keeps a version in memory, whatever else needs room, or lets go of it. One that is only on disk is loaded first.
+	// Errors: NOT_FOUND; RESOURCE_EXHAUSTED and DATA_LOSS of the load.
+	Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinReply, error)
 	// Status tells what the daemon is, what it guarantees and what it holds.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error)
 }
@@ -201,6 +205,16 @@ func (c *storeClient) Verify(ctx context.Context, in *VerifyRequest, opts ...grp
 	return out, nil
 }
 
+func (c *storeClient) Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PinReply)
+	err := c.cc.Invoke(ctx, Store_Pin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *storeClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusReply)
@@ -243,6 +257,9 @@ type StoreServer interface {
 	// Verify reads a version's bytes in shared memory and compares their digests. A damaged version is not served any more.
 	// Errors: NOT_FOUND; DATA_LOSS when its files cannot be read at all.
 	Verify(context.Context, *VerifyRequest) (*VerifyReply, error)
+	// Pin keeps a version in memory, whatever else needs room, or lets go of it. One that is only on disk is loaded first.
+	// Errors: NOT_FOUND; RESOURCE_EXHAUSTED and DATA_LOSS of the load.
+	Pin(context.Context, *PinRequest) (*PinReply, error)
 	// Status tells what the daemon is, what it guarantees and what it holds.
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
 	mustEmbedUnimplementedStoreServer()
@@ -281,6 +298,9 @@ func (UnimplementedStoreServer) Holders(*HoldersRequest, grpc.ServerStreamingSer
 }
 func (UnimplementedStoreServer) Verify(context.Context, *VerifyRequest) (*VerifyReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Verify not implemented")
+}
+func (UnimplementedStoreServer) Pin(context.Context, *PinRequest) (*PinReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pin not implemented")
 }
 func (UnimplementedStoreServer) Status(context.Context, *StatusRequest) (*StatusReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -432,6 +452,24 @@ func _Store_Verify_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Store_Pin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServer).Pin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Store_Pin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServer).Pin(ctx, req.(*PinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Store_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -476,6 +514,10 @@ var Store_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Verify",
 			Handler:    _Store_Verify_Handler,
+		},
+		{
+			MethodName: "Pin",
+			Handler:    _Store_Pin_Handler,
 		},
 		{
 			MethodName: "Status",
