@@ -13,7 +13,10 @@ import (
 	"github.com/zcstore/zcstore/internal/testleak"
 )
 
-func TestMain(m *testing.M) { os.Exit(testleak.Run(m)) }
+func TestMain(m *testing.M) {
+	coreMain()
+	os.Exit(testleak.Run(m))
+}
 
 func testDir(t *testing.T) *Dir {
 	t.Helper()
