@@ -208,24 +208,7 @@ func attack(t *testing.T, p *place, who string, uid uint32) (got []string, guard
 		whole = append(whole, readAll(t, f))
 		o.Names = append(o.Names, nameOf(t, p.dir, v.Segments[0].Inode))
 	}
-	order, err := json.Marshal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envProbe+"="+string(order))
-	cmd.ExtraFiles = files
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s: %v, %s", who, err, stderr.String())
-	}
-	said := map[string]string{}
-	if err := json.Unmarshal(out, &said); err != nil {
-		t.Fatal(err)
-	}
+	said := send(t, o, files, uid)
 	for k, name := range attackOrder {
 		outcome := strings.NewReplacer("none of the segment", "none", "no name", "no-name").Replace(said[name])
 		changed := !bytes.Equal(readAll(t, files[k]), whole[k])
@@ -242,6 +225,43 @@ func attack(t *testing.T, p *place, who string, uid uint32) (got []string, guard
 		got = append(got, outcome)
 	}
 	return got, guards, words
+}
+
+// probe makes attacks on the daemon alone.
+func probe(t *testing.T, p *place, uid uint32, names ...string) map[string]string {
+	t.Helper()
+	put(t, p, "probed", &Target{nn.NewLinear(64, 64, nn.Seed(7))})
+	f := segmentOf(t, p, "probed")
+	o := probeOrder{Attacks: names, Names: make([]string, len(names)), Dir: p.dir, Daemon: p.daemon.PID()}
+	files := make([]*os.File, len(names))
+	for i := range files {
+		files[i] = f
+	}
+	return send(t, o, files, uid)
+}
+
+// send runs an attacker to its end.
+func send(t *testing.T, o probeOrder, files []*os.File, uid uint32) map[string]string {
+	t.Helper()
+	order, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), envProbe+"="+string(order))
+	cmd.ExtraFiles = files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("attacker with uid %d: %v, %s", uid, err, stderr.String())
+	}
+	said := map[string]string{}
+	if err := json.Unmarshal(out, &said); err != nil {
+		t.Fatal(err)
+	}
+	return said
 }
 
 // segmentOf takes a version's segment from the raw channel, as a client in any language would, for the length of the test.

@@ -203,6 +203,24 @@ var attacks = map[string]func(fd int, name string, o probeOrder) error{
 		return last
 	},
 	// The daemon itself: with it, everything is possible that its uid may do.
+	"memory": func(_ int, _ string, o probeOrder) error {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/mem", o.Daemon), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	},
+	"read memory": func(_ int, _ string, o probeOrder) error {
+		var b [8]byte
+		local := unix.Iovec{Base: &b[0]}
+		local.SetLen(len(b))
+		_, err := unix.ProcessVMReadv(o.Daemon, []unix.Iovec{local}, []unix.RemoteIovec{{Base: 0x400000, Len: len(b)}}, 0)
+		return err
+	},
+	"environment": func(_ int, _ string, o probeOrder) error {
+		_, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", o.Daemon))
+		return err
+	},
 	"ptrace": func(_ int, _ string, o probeOrder) error { return unix.PtraceSeize(o.Daemon) },
 }
 
