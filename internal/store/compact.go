@@ -185,21 +185,9 @@ func (s *Store) unpin(sg *segment) {
 
 // planMove makes the put that writes v without a segment, which it pins. It belongs to the store, not to a client.
 func (s *Store) planMove(v *version, from *segment) (*Put, []table.Location, error) {
-	tab, err := s.mapFile(tableFile(v.digest), v.tableUse.Size)
+	man, locs, err := s.readTable(v)
 	if err != nil {
 		return nil, nil, err
-	}
-	defer tab.Close()
-	t, err := table.Open(tab.Bytes())
-	if err == nil {
-		err = t.Verify()
-	}
-	if err != nil {
-		return nil, nil, zcerr.New(zcerr.Corrupt, "%w", err)
-	}
-	man, _, locs, err := t.Manifest()
-	if err != nil {
-		return nil, nil, zcerr.New(zcerr.Corrupt, "%w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,13 +205,17 @@ func (s *Store) planMove(v *version, from *segment) (*Put, []table.Location, err
 		}
 		return table.Location{Segment: k, Offset: offset}
 	}
+	for row := range man.Tensors { // what lies elsewhere stays there, and those segments are among the few a worker may map
+		if at := locs[row]; man.Tensors[row].Bytes() > 0 && v.segs[at.Segment] != from {
+			p.locs[row] = use(v.segs[at.Segment], at.Offset)
+		}
+	}
 	for row := range man.Tensors {
 		size := uint64(man.Tensors[row].Bytes())
 		at, elsewhere := s.content[man.Tensors[row].SHA256]
 		switch {
 		case size > 0 && v.segs[locs[row].Segment] != from:
-			p.locs[row] = use(v.segs[locs[row].Segment], locs[row].Offset)
-		case size >= dedupBytes && elsewhere && at.seg != from && len(p.segs) < maxSegments-1:
+		case size >= dedupBytes && elsewhere && at.seg != from && (slices.Contains(p.segs, at.seg) || len(p.segs) < maxSegments-1):
 			p.locs[row] = use(at.seg, at.offset)
 		default:
 			p.wanted = append(p.wanted, row)
