@@ -500,10 +500,20 @@ func (c *Client) Remove(ctx context.Context, ref string, all bool) (*zcstorev1.R
 // Verify has the daemon read a version's bytes and compare their digests. Damaged tensors are no error of the call: they are
 // named in the reply, and the version is not served any more.
 func (c *Client) Verify(ctx context.Context, ref string) (*zcstorev1.VerifyReply, error) {
+	return c.verify(ctx, ref, false)
+}
+
+// VerifyQuick is Verify with CRC32C in place of SHA-256: it finds accidents, not attacks, and is as fast as memory. Errors: also
+// Unsupported, when the version has segments without such checksums.
+func (c *Client) VerifyQuick(ctx context.Context, ref string) (*zcstorev1.VerifyReply, error) {
+	return c.verify(ctx, ref, true)
+}
+
+func (c *Client) verify(ctx context.Context, ref string, quick bool) (*zcstorev1.VerifyReply, error) {
 	if err := checkRef("verify", ref); err != nil {
 		return nil, err
 	}
-	r, err := c.api.Verify(ctx, &zcstorev1.VerifyRequest{Ref: ref})
+	r, err := c.api.Verify(ctx, &zcstorev1.VerifyRequest{Ref: ref, Quick: quick})
 	return r, c.fail("verify", ref, err)
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -17,14 +18,20 @@ import (
 )
 
 const putHelp = `put stores a model in shared memory. PATH is a Hugging Face or sentence-transformers directory, or one
-.safetensors file. It is streamed from the disk; bytes that another version has already are shared with it.
+.safetensors file, or - for one .safetensors file on the standard input. The daemon reads files itself, from descriptors that
+it is passed, and hashes every byte once; bytes that another version has already are shared with it.
 
 A bare NAME makes the next version (v1, v2, ...) and moves NAME:latest to it. NAME:TAG points that tag;
-a tag that points at other bytes moves only with --replace. Workers keep what they have mapped.`
+a tag that points at other bytes moves only with --replace. Workers keep what they have mapped.
+
+--dry-run says what would be sent, what is shared with other versions, what it needs and what is free, and stores nothing;
+exit 6 when it would not fit. A stream cannot be read twice: it needs room for all of it, though parts may be stored already.`
 
 const putExample = `  zcctl put minilm ./all-MiniLM-L6-v2
   zcctl put minilm:prod ./all-MiniLM-L6-v2 --replace
-  zcctl put weights ./model.safetensors -o json`
+  zcctl put minilm ./all-MiniLM-L6-v2 --dry-run
+  zcctl put weights ./model.safetensors -o json
+  curl -s https://host/model.safetensors | zcctl put weights -`
 
 type putJSON struct {
 	Schema         int      `json:"schema"`
@@ -45,7 +52,7 @@ type putJSON struct {
 }
 
 func putCmd(a *app) *cobra.Command {
-	var replace bool
+	var replace, dry bool
 	var mode string
 	cmd := &cobra.Command{
 		Use: "put NAME[:TAG] PATH", Short: "Store a model", GroupID: groupModels,
@@ -63,43 +70,91 @@ func putCmd(a *app) *cobra.Command {
 			}
 			ctx, cancel := a.within(cmd.Context(), 0)
 			defer cancel()
-			return a.put(ctx, args[0], args[1], replace, p)
+			job := putJob{target: args[0], path: args[1], replace: replace, progress: p, stdin: cmd.InOrStdin()}
+			if dry {
+				return a.planPut(ctx, job)
+			}
+			return a.put(ctx, job)
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&replace, "replace", false, "let NAME:TAG move to other bytes")
+	f.BoolVar(&dry, "dry-run", false, "say what would be stored, and store nothing")
 	f.StringVar(&mode, "progress", "auto", "auto (a line on a terminal), plain (lines) or none")
 	return cmd
 }
 
-func (a *app) put(ctx context.Context, target, path string, replace bool, p *progress) error {
-	r, err := ref.Parse(target)
+// putJob is one put as it was asked for.
+type putJob struct {
+	target, path string
+	replace      bool
+	progress     *progress // nil: none
+	stdin        io.Reader
+}
+
+// ref is the target, checked.
+func (j putJob) ref() (ref.Ref, error) {
+	r, err := ref.Parse(j.target)
 	if err == nil && r.Digest != nil {
-		err = fmt.Errorf("reference %s: a put cannot choose its digest", target)
+		err = fmt.Errorf("reference %s: a put cannot choose its digest", j.target)
 	}
 	if err != nil {
-		return zcerr.Wrap("put", "", zcerr.New(zcerr.Invalid, "%w", err).WithHint("write NAME or NAME:TAG, as in zcctl put minilm:v1 DIR"))
+		err = zcerr.Wrap("put", "", zcerr.New(zcerr.Invalid, "%w", err).WithHint("write NAME or NAME:TAG, as in zcctl put minilm:v1 DIR"))
 	}
-	im, err := hf.Open(path)
+	return r, err
+}
+
+func (j putJob) options() client.PutOptions {
+	opt := client.PutOptions{Replace: j.replace}
+	if j.progress != nil {
+		opt.Progress = j.progress.update
+	}
+	return opt
+}
+
+// open reads what the source is, and dials the daemon, so that neither waits in vain for the other.
+func (a *app) openPut(ctx context.Context, j putJob) (im *hf.Import, stream *hf.Stream, c *client.Client, err error) {
+	if j.path == "-" {
+		if stream, err = hf.OpenStream(j.stdin); err == nil {
+			im = &hf.Import{Draft: stream.Draft, Kind: hf.TensorsKind}
+		}
+	} else {
+		im, err = hf.Open(j.path)
+	}
 	if err != nil {
-		return zcerr.Wrap("put", target, err)
+		return nil, nil, nil, zcerr.Wrap("put", j.target, err)
+	}
+	if c, err = a.dial(ctx); err != nil {
+		im.Close()
+		return nil, nil, nil, err
+	}
+	if _, err := c.Status(ctx); err != nil { // before gigabytes are hashed for nobody
+		im.Close()
+		c.Close()
+		return nil, nil, nil, err
+	}
+	return im, stream, c, nil
+}
+
+func (a *app) put(ctx context.Context, j putJob) error {
+	r, err := j.ref()
+	if err != nil {
+		return err
+	}
+	im, stream, c, err := a.openPut(ctx, j)
+	if err != nil {
+		return err
 	}
 	defer im.Close()
-	c, err := a.dial(ctx)
-	if err != nil {
-		return err
-	}
 	defer c.Close()
-	if _, err := c.Status(ctx); err != nil { // before gigabytes are hashed for nobody
-		return err
-	}
-	opt := client.PutOptions{Replace: replace}
-	if p != nil {
-		opt.Progress = p.update
-	}
 	start := time.Now()
-	done, err := c.Put(ctx, target, im.Draft, opt)
-	p.close()
+	var done *zcstorev1.PutDone
+	if stream != nil {
+		done, err = c.PutStream(ctx, j.target, stream.Draft, stream.Order, stream.Data, j.options())
+	} else {
+		done, err = c.Put(ctx, j.target, im.Draft, j.options())
+	}
+	j.progress.close()
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/zcstore/zcstore/internal/daemon"
+	"github.com/zcstore/zcstore/internal/server"
 	"github.com/zcstore/zcstore/internal/socketpath"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -57,6 +58,7 @@ func parse(args []string, stdout, stderr io.Writer) (daemon.Config, error) {
 	fs.StringVar(&cfg.Data, "data", "", "directory on a disk: every version is also kept there, as an OCI image layout, and survives a reboot (default: memory only)")
 	maxBytes := fs.String("max-bytes", "", "budget for stored weights, as in 4GiB (default: what the tmpfs has)")
 	fs.IntVar(&cfg.MaxPuts, "max-puts", 8, "open puts at once")
+	fs.IntVar(&cfg.MaxImports, "max-imports", server.DefaultImports, "files of one user that are read at once")
 	fs.StringVar(&cfg.LogFormat, "log-format", "", "json or text (default json, with --dev text)")
 	fs.StringVar(&cfg.LogLevel, "log-level", "", "debug, info, warn or error (default info, with --dev warn)")
 	version := fs.Bool("version", false, "print the version")

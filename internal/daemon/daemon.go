@@ -34,6 +34,7 @@ type Config struct {
 	Data       string    // directory of the durable tier; empty: memory only
 	MaxBytes   uint64    // budget for segments and tables; 0: what the file system has
 	MaxPuts    int       // open puts at once; 0: the store's default
+	MaxImports int       // files of one uid that are read at once; 0: the server's default
 	Dev        bool      // talk to a person at the terminal
 	Ephemeral  bool      // remove the segments at the end (demo, tests)
 	LogFormat  string    // "json" or "text"
@@ -121,7 +122,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
-	err = server.New(st, log, Version()).Serve(ctx, ln)
+	srv := server.New(st, log, Version())
+	if cfg.MaxImports > 0 {
+		srv.SetMaxImports(cfg.MaxImports)
+	}
+	err = srv.Serve(ctx, ln)
 	_, _ = sd.SdNotify(false, sd.SdNotifyStopping)
 	log.Info("ended", zap.Duration("after", time.Since(status.Started)), zap.Error(err))
 	return err

@@ -105,7 +105,7 @@ func (s *Server) putKept(ctx context.Context, stream zcstorev1.Store_PutServer, 
 	if err != nil {
 		return nil, err
 	}
-	if err := p.FillKept(ctx, kept); err == nil {
+	if err = p.FillKept(ctx, kept); err == nil {
 		kept.Abort() // gives its memory back
 		err = stream.Send(&zcstorev1.PutReply{Step: &zcstorev1.PutReply_Plan{Plan: planOf(p)}})
 	}

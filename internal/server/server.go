@@ -275,7 +275,11 @@ func (s *Server) Remove(_ context.Context, req *zcstorev1.RemoveRequest) (*zcsto
 
 // Verify implements the service.
 func (s *Server) Verify(ctx context.Context, req *zcstorev1.VerifyRequest) (*zcstorev1.VerifyReply, error) {
-	v, err := s.st.Verify(ctx, req.Ref)
+	verify := s.st.Verify
+	if req.Quick {
+		verify = s.st.VerifyQuick
+	}
+	v, err := verify(ctx, req.Ref)
 	if err != nil {
 		return nil, err
 	}

@@ -250,7 +250,7 @@ func (f *fsck) checkVersion(ctx context.Context, d manifest.Digest) error {
 		return nil
 	}
 	var out Verified
-	bad, err := f.s.scrub(ctx, v, &out)
+	bad, err := f.s.scrub(ctx, v, false, &out)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

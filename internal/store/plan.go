@@ -38,7 +38,11 @@ func (s *Store) checkTargetLocked(r ref.Ref, d manifest.Digest, replace bool) er
 		return nil
 	}
 	if old, ok := m.tags[r.Tag]; ok && old != d {
-		return zcerr.New(zcerr.Conflict, "%s:%s points at %s already, not at %s", r.Name, r.Tag, old.Short(), d.Short()).
+		asked := d.Short()
+		if d == (manifest.Digest{}) { // of a put with pending rows
+			asked = "these bytes"
+		}
+		return zcerr.New(zcerr.Conflict, "%s:%s points at %s already, not at %s", r.Name, r.Tag, old.Short(), asked).
 			WithHint("move the tag with --replace; a put to the bare name %s makes a new version beside it", r.Name)
 	}
 	return nil
@@ -51,7 +55,7 @@ func (p *Put) checkTargetLocked() error {
 		sizes := p.s.sizesLocked()
 		for _, row := range p.pending {
 			if size := uint64(p.man.Tensors[row].Bytes()); size >= dedupBytes && !sizes[size] {
-				return p.s.checkTargetLocked(p.ref, p.digest, p.replace) // no version has this digest of zeros
+				return p.s.checkTargetLocked(p.ref, manifest.Digest{}, p.replace)
 			}
 		}
 		return nil

@@ -1,13 +1,17 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"io"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -15,6 +19,7 @@ import (
 
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
+	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm"
@@ -29,10 +34,22 @@ type Verified struct {
 	Damaged []string // names of tensors whose bytes are not those of their digest
 }
 
-// Verify reads every tensor of a version, in shared memory or where it is only on disk there, and compares its SHA-256. A version with a damaged tensor is not
-// served any more, nor is any other that uses the same bytes; workers that have them mapped are not touched. Errors: Invalid,
-// NotFound, Corrupt when the version's own files cannot be read.
-func (s *Store) Verify(ctx context.Context, target string) (_ *Verified, err error) {
+// Verify reads every tensor of a version, in shared memory or where it is only on disk there, and compares its SHA-256. A
+// version with a damaged tensor is not served any more, nor is any other
+// that uses the same bytes; workers that have them mapped are not touched. Errors: Invalid, NotFound, Corrupt when the version's
+// own files cannot be read.
+func (s *Store) Verify(ctx context.Context, target string) (*Verified, error) {
+	return s.verify(ctx, target, false)
+}
+
+// VerifyQuick is Verify with CRC32C in place of SHA-256: it finds bytes that changed by accident, at the speed of memory.
+// What is only on disk has no such checksums and is compared by SHA-256 all the same. Errors: also Unsupported, when
+// a segment has no checksums.
+func (s *Store) VerifyQuick(ctx context.Context, target string) (*Verified, error) {
+	return s.verify(ctx, target, true)
+}
+
+func (s *Store) verify(ctx context.Context, target string, quick bool) (_ *Verified, err error) {
 	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
@@ -53,7 +70,7 @@ func (s *Store) Verify(ctx context.Context, target string) (_ *Verified, err err
 		return out, s.verifyCold(ctx, cold.digest, out)
 	}
 	out := &Verified{Ref: r.Name + ":" + tag, Digest: v.digest}
-	bad, err := s.scrub(ctx, v, out)
+	bad, err := s.scrub(ctx, v, quick, out)
 	switch {
 	case zcerr.KindOf(err) == zcerr.Corrupt:
 		s.quarantine(v, nil, err)
@@ -66,8 +83,9 @@ func (s *Store) Verify(ctx context.Context, target string) (_ *Verified, err err
 	return out, nil
 }
 
-// scrub hashes the tensors of a version, on all cores, and gives the places of those that are damaged.
-func (s *Store) scrub(ctx context.Context, v *version, out *Verified) ([]place, error) {
+// scrub reads the tensors of a version, on all cores, and gives the places of those that are damaged. It reads with pread: a
+// mapping would cost a fault for each page, and a signal for one that is gone.
+func (s *Store) scrub(ctx context.Context, v *version, quick bool, out *Verified) ([]place, error) {
 	tab, err := s.mapFile(tableFile(v.digest), v.tableUse.Size)
 	if err != nil {
 		return nil, err
@@ -80,12 +98,19 @@ func (s *Store) scrub(ctx context.Context, v *version, out *Verified) ([]place, 
 	if err != nil {
 		return nil, zcerr.New(zcerr.Corrupt, "table of %s: %w", out.Ref, err).WithHint("put the model again")
 	}
-	segs := make([]*shm.Mapping, len(v.segs))
+	segs := make([]scrubFile, len(v.segs))
 	for i, sg := range v.segs {
-		if segs[i], err = s.mapFile(sg.file(), sg.use.Size); err != nil {
+		f, err := s.openWhole(sg.file(), sg.use.Size)
+		if err != nil {
 			return nil, err
 		}
-		defer segs[i].Close()
+		defer f.Close()
+		segs[i].f = f
+		if quick {
+			if segs[i].crc, err = readChecksums(f, sg.use.Size); err != nil {
+				return nil, zcerr.Wrap("verify", out.Ref, err)
+			}
+		}
 	}
 	var (
 		mu   sync.Mutex
@@ -93,22 +118,20 @@ func (s *Store) scrub(ctx context.Context, v *version, out *Verified) ([]place, 
 		wg   sync.WaitGroup
 		next = make(chan int)
 	)
-	check := func(i int) (err error) {
-		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that is cut while it is read
-		defer func() {
-			if p := recover(); p != nil {
-				err = zcerr.New(zcerr.Corrupt, "read tensor %d: %v", i, p).WithHint("put the model again")
-			}
-		}()
+	check := func(i int, buf []byte) error {
 		row, err := t.Tensor(i)
 		if err != nil {
 			return err
 		}
-		var data []byte
+		same := true
 		if row.Bytes > 0 {
-			data = segs[row.Segment].Bytes()[row.Offset : row.Offset+uint64(row.Bytes)]
+			if same, err = segs[row.Segment].same(row, quick, buf); err != nil {
+				if errors.Is(err, io.EOF) {
+					err = zcerr.New(zcerr.Corrupt, "tensor %d: the file was cut while it was read", i).WithHint("put the model again")
+				}
+				return err
+			}
 		}
-		same := manifest.Digest(sha256.Sum256(data)) == row.SHA256
 		mu.Lock()
 		defer mu.Unlock()
 		out.Tensors++
@@ -129,8 +152,9 @@ func (s *Store) scrub(ctx context.Context, v *version, out *Verified) ([]place, 
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
+			buf := make([]byte, scrubBytes)
 			for i := range next {
-				if err := check(i); err != nil {
+				if err := check(i, buf); err != nil {
 					cancel(err)
 				}
 			}
@@ -150,23 +174,85 @@ feed:
 	return bad, context.Cause(ctx)
 }
 
-// mapFile maps a file that must have the size it was published with.
-func (s *Store) mapFile(name string, size uint64) (*shm.Mapping, error) {
+// scrubBytes is how much is read at a time: what the core's cache holds.
+const scrubBytes = 256 << 10
+
+// scrubFile is a segment that is being read.
+type scrubFile struct {
+	f   *os.File
+	crc map[uint64]uint32 // of the tensor at an offset; only when quick
+}
+
+// same reads a tensor through buf and compares its checksum.
+func (s *scrubFile) same(row table.Tensor, quick bool, buf []byte) (bool, error) {
+	var crc uint32
+	h := sha256.New()
+	for at := 0; at < row.Bytes; {
+		b := buf[:min(len(buf), row.Bytes-at)]
+		if _, err := s.f.ReadAt(b, int64(row.Offset)+int64(at)); err != nil {
+			return false, err
+		}
+		if quick {
+			crc = crc32.Update(crc, castagnoli, b)
+		} else {
+			h.Write(b)
+		}
+		at += len(b)
+	}
+	if quick {
+		want, ok := s.crc[row.Offset]
+		return ok && crc == want, nil
+	}
+	return bytes.Equal(h.Sum(nil), row.SHA256[:]), nil
+}
+
+// readChecksums reads the CRC32C that a segment keeps of each of its tensors, by their offset in the file.
+func readChecksums(f *os.File, size uint64) (map[uint64]uint32, error) {
+	h, err := safetensors.Read(f, int64(size))
+	if err != nil {
+		return nil, zcerr.New(zcerr.Corrupt, "the header of a segment: %w", err).WithHint("put the model again")
+	}
+	text, ok := h.Metadata[metaCRC]
+	if !ok {
+		return nil, zcerr.New(zcerr.Unsupported, "a segment has no checksums: an older release stored it, or it has too many tensors").WithHint("compare SHA-256 instead: zcctl verify REF, without --quick")
+	}
+	sums, err := hex.DecodeString(text)
+	if err != nil || len(sums) != 4*len(h.Entries) {
+		return nil, zcerr.New(zcerr.Corrupt, "the checksums of a segment are not %d in hexadecimal digits", len(h.Entries)).WithHint("put the model again")
+	}
+	crc := make(map[uint64]uint32, len(h.Entries))
+	for i, e := range h.Entries {
+		if e.SizeBytes() > 0 {
+			crc[uint64(h.DataStart+e.Begin)] = binary.BigEndian.Uint32(sums[4*i:])
+		}
+	}
+	return crc, nil
+}
+
+// openWhole opens a file that must have the size it was published with. The caller closes it.
+func (s *Store) openWhole(name string, size uint64) (*os.File, error) {
 	f, err := s.dir.Open(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, zcerr.New(zcerr.Corrupt, "%w", err).WithHint("put the model again")
 	}
-	if err != nil { // says nothing about the bytes
+	use, err := shm.UsageOf(f)
+	if err == nil && use.Size != size {
+		err = zcerr.New(zcerr.Corrupt, "a file of %d bytes has %d: it was cut or written behind the daemon's back", size, use.Size).WithHint("put the model again")
+	}
+	if err != nil {
+		f.Close()
 		return nil, err
 	}
-	defer f.Close()
-	use, err := shm.UsageOf(f)
+	return f, nil
+}
+
+// mapFile maps a file that must have the size it was published with.
+func (s *Store) mapFile(name string, size uint64) (*shm.Mapping, error) {
+	f, err := s.openWhole(name, size)
 	if err != nil {
 		return nil, err
 	}
-	if use.Size != size {
-		return nil, zcerr.New(zcerr.Corrupt, "a file of %d bytes has %d: it was cut or written behind the daemon's back", size, use.Size).WithHint("put the model again")
-	}
+	defer f.Close()
 	return shm.Map(f, int(size))
 }
 

@@ -302,13 +302,18 @@ func (w *weights) file(path string) error {
 	if err != nil {
 		return zcerr.New(zcerr.Invalid, "%s: %w", path, err).WithHint("the file is damaged or no safetensors file; download it again")
 	}
+	return w.entries(path, h, f)
+}
+
+// entries adds the tensors of a header; file is nil for a stream.
+func (w *weights) entries(path string, h *safetensors.Header, f *os.File) error {
 	if w.from == nil {
 		w.from = map[string]string{}
 	}
 	for _, e := range h.Entries {
 		if err := manifest.CheckTensorName(e.Name); err != nil {
-			if strings.HasPrefix(e.Name, "__pad__") {
-				continue // padding of one of our own segments
+			if isPadding(e.Name) {
+				continue
 			}
 			return zcerr.New(zcerr.Invalid, "%s: %w", path, err)
 		}
@@ -330,6 +335,10 @@ func (w *weights) into(n *manifest.Node, roles func(string) tensor.Role) {
 			role = tensor.Other
 		}
 		n.Params = append(n.Params, manifest.Param{Name: s.entry.Name, Tensor: len(d.Tensors)})
-		d.Tensors = append(d.Tensors, manifest.DraftTensor{Names: []string{s.entry.Name}, DType: s.entry.DType, Shape: s.entry.Shape, Role: role, Data: io.NewSectionReader(s.file, s.start, s.entry.SizeBytes())})
+		t := manifest.DraftTensor{Names: []string{s.entry.Name}, DType: s.entry.DType, Shape: s.entry.Shape, Role: role}
+		if s.file != nil {
+			t.Data = io.NewSectionReader(s.file, s.start, s.entry.SizeBytes())
+		}
+		d.Tensors = append(d.Tensors, t)
 	}
 }

@@ -73,7 +73,11 @@ func parse(header []byte, size int64) (*Header, error) {
 			return nil, p.fail(i, "%s after the JSON object, only spaces may follow", p.found(i))
 		}
 	}
-	if err := p.layout(h, places, size-h.DataStart); err != nil {
+	data := int64(-1) // of a stream: nobody knows
+	if size >= 0 {
+		data = size - h.DataStart
+	}
+	if err := p.layout(h, places, data); err != nil {
 		return nil, err
 	}
 	return h, nil
@@ -107,6 +111,7 @@ func (p *parser) layout(h *Header, places []int, data int64) error {
 		prev = e
 	}
 	switch {
+	case data < 0:
 	case prev == nil && data != 0:
 		return p.fail(len(p.b), "%d bytes follow the header, but it names no tensor", data)
 	case prev != nil && prev.End != data:

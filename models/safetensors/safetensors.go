@@ -9,10 +9,12 @@
 package safetensors
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -110,6 +112,30 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 		return nil, fmt.Errorf("read safetensors header: %w", err)
 	}
 	return parse(header, size)
+}
+
+// ReadStream reads the header of a file that comes as a stream, and no byte more: the data follows in r, as long as the last
+// entry's End says. That the stream ends there is for the caller to check. The error is a *FormatError, or wraps what r returned.
+func ReadStream(r io.Reader) (*Header, error) {
+	var prefix [prefixBytes]byte
+	if n, err := io.ReadFull(r, prefix[:]); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, shortFile(int64(n))
+		}
+		return nil, fmt.Errorf("read safetensors header length: %w", err)
+	}
+	n, err := headerBytes(prefix, math.MaxInt64)
+	if err != nil {
+		return nil, err
+	}
+	var header bytes.Buffer // grows with what comes, not with what the length says
+	if got, err := io.CopyN(&header, r, n); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, &FormatError{Field: "header length", Msg: fmt.Sprintf("%d bytes, but the stream has only %d after the length", n, got)}
+		}
+		return nil, fmt.Errorf("read safetensors header: %w", err)
+	}
+	return parse(header.Bytes(), -1)
 }
 
 // Parse reads the header of a file that is in memory. It copies the header before it looks at it and keeps nothing
