@@ -260,7 +260,7 @@ func openLocked(opt Options) (*shm.Dir, *os.File, error) {
 			if err := dir.HandOutThrough(opt.HandoutDir); err != nil {
 				dir.Close()
 				return nil, nil, zcerr.New(zcerr.Invalid, "%w", err).
-					WithHint("mount --bind %[1]s %[2]s && mount -o remount,bind,ro %[2]s (or deploy/srv-zcstore\\x2dro.mount)", opt.Dir, opt.HandoutDir)
+					WithHint("mount --bind %[1]s %[2]s && mount -o remount,bind,ro %[2]s (deploy/srv-zcview.mount does it at boot)", opt.Dir, opt.HandoutDir)
 			}
 		}
 		lock, holder, err := dir.Lock(fmt.Sprintf("pid %d", os.Getpid()))
