@@ -220,6 +220,11 @@ func FuzzOpen(f *testing.F) {
 			return
 		}
 		walk(tab)
+		_ = tab.Each(func(i int, r Tensor) {
+			if sg, err := tab.Segment(r.Segment); r.Bytes > 0 && (err != nil || r.Offset > sg.Bytes || uint64(r.Bytes) > sg.Bytes-r.Offset) {
+				t.Fatalf("row %d leaves its segment: %v in %v, %v", i, r, sg, err)
+			}
+		})
 		_, _, _, _ = tab.Manifest()
 	})
 }
