@@ -31,7 +31,7 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 		}
 	}
 	if _, ok := m.created[d]; !ok {
-		m.created[d] = now()
+		m.created[d] = m.later(now())
 	}
 	gone := m.pruneCreated()
 	if err := s.replaceModelLocked(m); err != nil {
@@ -44,6 +44,16 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 
 // now is the wall clock to the millisecond, as the catalog has it.
 func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+
+// later is t, or just after the newest version when the clock was set back since that was made: lists are in the order of puts.
+func (m *model) later(t time.Time) time.Time {
+	for _, c := range m.created {
+		if !t.After(c) {
+			t = c.Add(time.Millisecond)
+		}
+	}
+	return t
+}
 
 func (m *model) auto() string { return fmt.Sprintf("v%d", m.next) }
 
