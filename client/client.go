@@ -23,6 +23,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -57,6 +58,8 @@ type Client struct {
 
 	leases *leases
 
+	refusal atomic.Pointer[zcerr.Error] // what the daemon said when it last refused a connection; nil when it serves, or nobody answers
+
 	closing chan struct{} // closed by Close
 
 	mu     sync.Mutex
@@ -73,7 +76,7 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 	if opt.ServerUID == nil {
 		opt.ServerUID = func(uid uint32) error { return TrustServer(opt.Socket, uid) }
 	}
-	creds := fdpass.ClientCredentials(fdpass.ClientOptions{AllowServerUID: opt.ServerUID})
+	creds := fdpass.ClientCredentials(fdpass.ClientOptions{AllowServerUID: opt.ServerUID, Answer: c.answered})
 	if len(opt.Socket) > maxSocketPath {
 		return nil, zcerr.New(zcerr.Invalid, "socket path %s has %d bytes, the kernel takes %d", opt.Socket, len(opt.Socket), maxSocketPath).WithHint("name a shorter one with --socket or $%s", socketpath.Env)
 	}
@@ -87,7 +90,11 @@ func Dial(_ context.Context, opt Options) (*Client, error) {
 		}),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", opt.Socket)
+			conn, err := d.DialContext(ctx, "unix", opt.Socket)
+			if err != nil {
+				c.refusal.Store(nil)
+			}
+			return conn, err
 		}))
 	if err != nil {
 		return nil, zcerr.Wrap("dial", "", err)
@@ -122,6 +129,13 @@ func awakeStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn
 	return stream(ctx, desc, cc, method, opts...)
 }
 
+// answered notes whether the daemon serves the connection that was made, or refused it and why.
+func (c *Client) answered(refusal error) {
+	var e *zcerr.Error
+	errors.As(refusal, &e)
+	c.refusal.Store(e)
+}
+
 // Socket is the path of the daemon's socket.
 func (c *Client) Socket() string { return c.socket }
 
@@ -153,6 +167,9 @@ func (c *Client) fail(op, model string, err error) error {
 	}
 	err = zcerr.FromStatus(err)
 	var e *zcerr.Error
+	if refusal := c.refusal.Load(); refusal != nil && zcerr.KindOf(err) == zcerr.Unavailable {
+		return zcerr.Wrap(op, model, refusal)
+	}
 	if errors.As(err, &e) && e.Kind == zcerr.Unavailable && e.Hint == "" {
 		e = &zcerr.Error{Kind: e.Kind, Err: fmt.Errorf("no daemon answers on %s: %w", c.socket, rootCause(e.Err))}
 		e.Hint = "start one ('zcstored --dev --socket " + c.socket + "'), or name the socket of a running one with --socket or $" + socketpath.Env

@@ -31,6 +31,7 @@ type holderInfo struct {
 	Since   *time.Time `json:"since"`
 	Deleted bool       `json:"deleted"`
 	Command string     `json:"command"`
+	Form    string     `json:"form"`
 }
 
 func psCmd(a *app) *cobra.Command {
@@ -56,7 +57,7 @@ func (a *app) printHolders(holders []*zcstorev1.Holder, name string, noTrunc boo
 	if a.json() {
 		out := psJSON{Schema: schema, Leases: []holderInfo{}}
 		for _, h := range holders {
-			out.Leases = append(out.Leases, holderInfo{h.Lease, h.Ref, client.Digest(h.Digest).String(), h.Pid, h.Uid, stamp(h.SinceUnixMs), h.Deleted, h.Command})
+			out.Leases = append(out.Leases, holderInfo{h.Lease, h.Ref, client.Digest(h.Digest).String(), h.Pid, h.Uid, stamp(h.SinceUnixMs), h.Deleted, h.Command, h.Form})
 		}
 		return a.emit(out)
 	}
@@ -69,9 +70,9 @@ func (a *app) printHolders(holders []*zcstorev1.Holder, name string, noTrunc boo
 	}
 	width := 60
 	if columns, tty := terminal(a.stdout); tty {
-		width = max(20, columns-76) // what the other columns usually take
+		width = max(20, columns-83) // what the other columns usually take
 	}
-	g := newGrid(a.stdout, "", "LEASE", "REF", "DIGEST", "PID", "UID", "AGE", "COMMAND")
+	g := newGrid(a.stdout, "", "LEASE", "REF", "DIGEST", "FORM", "PID", "UID", "AGE", "COMMAND")
 	for _, h := range holders {
 		at, digest, command := h.Ref, client.Digest(h.Digest).Short(), cut(h.Command, width)
 		if noTrunc {
@@ -83,7 +84,7 @@ func (a *app) printHolders(holders []*zcstorev1.Holder, name string, noTrunc boo
 		if command == "" {
 			command = "-"
 		}
-		g.row(h.Lease, at, digest, h.Pid, h.Uid, age(h.SinceUnixMs), command)
+		g.row(h.Lease, at, digest, h.Form, h.Pid, h.Uid, age(h.SinceUnixMs), command)
 	}
 	return g.flush()
 }

@@ -56,6 +56,7 @@ type statusJSON struct {
 	DataReadOnly         string     `json:"data_read_only"`
 	ColdVersions         uint32     `json:"cold_versions"`
 	UnwrittenVersions    uint32     `json:"unwritten_versions"`
+	Limits               limitsJSON `json:"limits"`
 }
 
 func statusCmd(a *app) *cobra.Command {
@@ -75,6 +76,7 @@ func statusCmd(a *app) *cobra.Command {
 						st.Models, st.Versions, st.Segments, st.Leases, st.Clients, st.OpenPuts, st.AdoptedVersions,
 						guardsOf(st.Guards), st.OverheadBytes, st.ReservedBytes, st.OrphanedBytes, st.OwnMount,
 						st.DataDirectory, st.DataBytes, st.DataFreeBytes, st.DataReadOnly, st.ColdVersions, st.UnwrittenVersions,
+						limitsOf(st.Limits),
 					})
 				}
 				return a.printStatus(c.Socket(), st)

@@ -9,10 +9,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/zcstore/zcstore/internal/daemon"
-	"github.com/zcstore/zcstore/internal/server"
 	"github.com/zcstore/zcstore/internal/socketpath"
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -57,8 +57,9 @@ func parse(args []string, stdout, stderr io.Writer) (daemon.Config, error) {
 	fs.StringVar(&cfg.Backing, "backing", "shm", "shm: files of a tmpfs directory; memfd: sealed memory that not even root can change, kept through restarts by systemd")
 	fs.StringVar(&cfg.Data, "data", "", "directory on a disk: every version is also kept there, as an OCI image layout, and survives a reboot (default: memory only)")
 	maxBytes := fs.String("max-bytes", "", "budget for stored weights, as in 4GiB (default: what the tmpfs has)")
-	fs.IntVar(&cfg.MaxPuts, "max-puts", 8, "open puts at once")
-	fs.IntVar(&cfg.MaxImports, "max-imports", server.DefaultImports, "files of one user that are read at once")
+	cfg.Limits.Flags(fs)
+	fs.Func("allow-uid", "user who may use the daemon, by number, beside root, its own user and the socket's group (repeatable)", appendID(&cfg.Access.UIDs))
+	fs.Func("allow-gid", "group whose members may use it, by number (repeatable)", appendID(&cfg.Access.GIDs))
 	fs.StringVar(&cfg.LogFormat, "log-format", "", "json or text (default json, with --dev text)")
 	fs.StringVar(&cfg.LogLevel, "log-level", "", "debug, info, warn or error (default info, with --dev warn)")
 	version := fs.Bool("version", false, "print the version")
@@ -89,6 +90,18 @@ func parse(args []string, stdout, stderr io.Writer) (daemon.Config, error) {
 		cfg.LogLevel = "warn"
 	}
 	return cfg, nil
+}
+
+// appendID takes a number from a flag that may be repeated.
+func appendID(to *[]uint32) func(string) error {
+	return func(s string) error {
+		n, err := strconv.ParseUint(s, 10, 32)
+		if err != nil {
+			return errors.New("wants a number: see id -u, id -g")
+		}
+		*to = append(*to, uint32(n))
+		return nil
+	}
 }
 
 var errUsage = errors.New("usage")

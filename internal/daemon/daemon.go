@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
+	"github.com/zcstore/zcstore/internal/limits"
 	"github.com/zcstore/zcstore/internal/server"
 	"github.com/zcstore/zcstore/internal/socketpath"
 	"github.com/zcstore/zcstore/internal/store"
@@ -31,17 +32,17 @@ type Config struct {
 	Backing string // shm.KindShm or shm.KindMemfd; empty: the first
 	// HandoutDir is a read-only bind mount of Dir, through which files are opened for clients; empty: none.
 	HandoutDir string
-	Data       string    // directory of the durable tier; empty: memory only
-	MaxBytes   uint64    // budget for segments and tables; 0: what the file system has
-	MaxPuts    int       // open puts at once; 0: the store's default
-	MaxImports int       // files of one uid that are read at once; 0: the server's default
-	Dev        bool      // talk to a person at the terminal
-	Ephemeral  bool      // remove the segments at the end (demo, tests)
-	LogFormat  string    // "json" or "text"
-	LogLevel   string    // debug, info, warn, error
-	Out        io.Writer // what Dev tells; nil: nobody
-	Log        io.Writer // log lines; nil: nobody
-	Ready      func()    // called once it serves
+	Data       string        // directory of the durable tier; empty: memory only
+	MaxBytes   uint64        // budget for segments and tables; 0: what the file system has
+	Limits     limits.Limits // zero fields: the defaults
+	Access     server.Access // who may use it beside root, the daemon's user and the socket's group
+	Dev        bool          // talk to a person at the terminal
+	Ephemeral  bool          // remove the segments at the end (demo, tests)
+	LogFormat  string        // "json" or "text"
+	LogLevel   string        // debug, info, warn, error
+	Out        io.Writer     // what Dev tells; nil: nobody
+	Log        io.Writer     // log lines; nil: nobody
+	Ready      func()        // called once it serves
 }
 
 // Harden is for processes that are nothing but a daemon: no other process of this uid may trace it or open its descriptors,
@@ -67,6 +68,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	lim, err := cfg.Limits.Complete()
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(cfg.Socket), 0o755); err != nil {
 		return fmt.Errorf("make the socket's directory: %w", err)
 	}
@@ -88,7 +93,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	default:
 		return zcerr.New(zcerr.Invalid, "backing %q is none of shm, memfd", cfg.Backing).WithHint("zcstored --help")
 	}
-	st, err := store.Open(store.Options{Dir: cfg.Dir, HandoutDir: cfg.HandoutDir, Backing: backing, Data: cfg.Data, MaxBytes: cfg.MaxBytes, MaxPuts: cfg.MaxPuts, Log: log})
+	st, err := store.Open(store.Options{Dir: cfg.Dir, HandoutDir: cfg.HandoutDir, Backing: backing, Data: cfg.Data, MaxBytes: cfg.MaxBytes, MaxPuts: lim.Puts, MaxBytesPerUID: lim.BytesPerUID, Log: log})
 	if err != nil {
 		var locked *store.LockedError
 		if errors.As(err, &locked) {
@@ -122,11 +127,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
-	srv := server.New(st, log, Version())
-	if cfg.MaxImports > 0 {
-		srv.SetMaxImports(cfg.MaxImports)
-	}
-	err = srv.Serve(ctx, ln)
+	err = server.NewWith(st, log, Version(), lim, cfg.Access).Serve(ctx, ln)
 	_, _ = sd.SdNotify(false, sd.SdNotifyStopping)
 	log.Info("ended", zap.Duration("after", time.Since(status.Started)), zap.Error(err))
 	return err

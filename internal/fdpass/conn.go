@@ -23,6 +23,8 @@ const headerBytes = 8
 type Conn struct {
 	// Immutable after the handshake.
 	u       *net.UnixConn
+	shut    func() error // closes u and gives its place back
+	denied  error
 	peer    peercred.Cred
 	server  bool
 	framed  bool // the client takes files
@@ -38,13 +40,16 @@ type Conn struct {
 	oob []byte     // guarded by rmu: room for control messages
 
 	mu      sync.Mutex
-	closed  bool   // guarded by mu
-	queued  []int  // guarded by mu; server: owned, not yet sent
-	last    uint64 // guarded by mu; the ordinal last queued, or last announced by a header
-	claimed uint64 // guarded by mu; server: settled by the client's word
+	closed  bool        // guarded by mu
+	unread  *time.Timer // guarded by mu; server: looks whether the client reads; nil when all was read
+	queued  []int       // guarded by mu; server: owned, not yet sent
+	last    uint64      // guarded by mu; the ordinal last queued, or last announced by a header
+	claimed uint64      // guarded by mu; server: settled by the client's word
 
 	hdr     [headerBytes]byte // guarded by mu; client: the header being read
 	nhdr    int               // guarded by mu; client: bytes of hdr that are here
+	heard   bool              // guarded by mu; client: Answer was called
+	refusal []byte            // guarded by mu; client: not nil from the header of a refusal on: its text so far
 	left    uint32            // guarded by mu; client: gRPC bytes left in the record
 	batches [][]int           // guarded by mu; client: arrived, their headers not yet read
 	held    map[uint64]entry  // guarded by mu; client: by ordinal, to be taken.
@@ -59,6 +64,9 @@ type entry struct {
 
 // Peer is who was at the other end when the connection was made.
 func (c *Conn) Peer() peercred.Cred { return c.peer }
+
+// Denied is what the listener's Admission says of whoever is there: what each of its calls is to be answered with, or nil.
+func (c *Conn) Denied() error { return c.denied }
 
 // PeerPIDFD is peercred.PIDFD of the connection: the caller owns it, and -1 without an error means an older kernel.
 func (c *Conn) PeerPIDFD() (int, error) { return peercred.PIDFD(c.u) }
@@ -165,6 +173,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	} else if err == nil {
 		err = c.writeRecords(b)
 	}
+	c.watch()
 	if err != nil {
 		c.Close() // gRPC leaves it to its reader to notice, which sees nothing when only writing fails
 		return 0, err
@@ -207,7 +216,7 @@ func (c *Conn) writeRecord(b []byte, fds []int) error {
 		}
 	}
 	_, err := c.u.Write(c.record[n:]) // all of it, or what a short sendmsg left; the files are never sent again
-	if cap(c.record) > 64<<10 {
+	if cap(c.record) > 4<<10 {        // ten thousand idle connections would keep what they once needed
 		c.record = nil
 	}
 	return err
@@ -266,9 +275,16 @@ func (c *Conn) arrive(p []byte, fds []int, cut bool) (out int, err error) {
 	}
 	for in := 0; in < len(p) && err == nil; {
 		if c.left > 0 {
-			n := copy(p[out:], p[in:min(len(p), in+int(c.left))])
-			c.left -= uint32(n)
-			in, out = in+n, out+n
+			part := p[in:min(len(p), in+int(c.left))]
+			c.left -= uint32(len(part))
+			in += len(part)
+			if c.refusal != nil {
+				if c.refusal = append(c.refusal, part...); c.left == 0 {
+					err = c.refused()
+				}
+				continue
+			}
+			out += copy(p[out:], part)
 			continue
 		}
 		n := copy(c.hdr[c.nhdr:], p[in:])
@@ -288,6 +304,14 @@ func (c *Conn) arrive(p []byte, fds []int, cut bool) (out int, err error) {
 func (c *Conn) header() error {
 	c.left = binary.BigEndian.Uint32(c.hdr[:])
 	n, lost := int(binary.BigEndian.Uint16(c.hdr[4:])), int(binary.BigEndian.Uint16(c.hdr[6:]))
+	if n == refusalMark && lost == refusalMark {
+		if c.heard || c.left == 0 || c.left > maxRefusal {
+			return errors.New("the server's refusal makes no sense")
+		}
+		c.refusal = make([]byte, 0, c.left)
+		return nil
+	}
+	c.answer(nil)
 	var fds []int
 	var failed error
 	if n > 0 && len(c.batches) > 0 {
@@ -317,13 +341,16 @@ func (c *Conn) header() error {
 
 // Close ends the connection and closes every file on it that was not sent or not taken.
 func (c *Conn) Close() error {
-	err := c.u.Close()
+	err := c.shut()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return err
 	}
 	c.closed = true
+	if c.unread != nil {
+		c.unread.Stop()
+	}
 	close(c.done)
 	closeAll(c.queued)
 	for _, b := range c.batches {

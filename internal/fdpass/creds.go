@@ -18,7 +18,8 @@ import (
 
 // ServerOptions: the zero value works.
 type ServerOptions struct {
-	WriteTimeout time.Duration // 0: 5 s. A client that does not read for this long is cut.
+	WriteTimeout time.Duration // 0: 5 s. A client that does not read for this long, while there is more to send than the socket takes, is cut.
+	Unread       time.Duration // 0: 30 s. A client that leaves what was sent unread for this long is cut.
 	SendWait     time.Duration // 0: 200 ms. How long a reply waits while the user has too many files in flight.
 	MaxInFlight  int           // 0: 64. Files of one connection that the client has not settled.
 }
@@ -27,6 +28,7 @@ type ServerOptions struct {
 type ClientOptions struct {
 	AllowServerUID func(uid uint32) error // nil: root and the own effective uid. An error refuses the server.
 	OrphanTTL      time.Duration          // 0: 1 min. How long a file waits to be taken.
+	Answer         func(refusal error)    // nil: nobody. Told once for each connection that the server answers: the *zcerr.Error it refused it with, or nil when it serves.
 }
 
 // AuthInfo is what gRPC keeps of the connection, at both ends.
@@ -63,6 +65,9 @@ func PeerConn(p *peer.Peer) *Conn {
 func ServerCredentials(o ServerOptions) credentials.TransportCredentials {
 	if o.WriteTimeout <= 0 {
 		o.WriteTimeout = 5 * time.Second
+	}
+	if o.Unread <= 0 {
+		o.Unread = 30 * time.Second
 	}
 	if o.SendWait <= 0 {
 		o.SendWait = 200 * time.Millisecond
@@ -143,14 +148,18 @@ func (c creds) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (net
 
 func (c creds) wrap(raw net.Conn) (*Conn, error) {
 	u, ok := raw.(*net.UnixConn)
+	var denied error
+	if a, is := raw.(*Accepted); is {
+		u, ok, denied = a.UnixConn, true, a.Denied
+	}
 	if !ok {
 		return nil, fmt.Errorf("descriptors need a Unix socket, got a %T", raw)
 	}
-	cred, err := peercred.Of(u)
+	cred, err := peercred.Identify(u)
 	if err != nil {
 		return nil, err
 	}
-	conn := &Conn{u: u, peer: cred, so: c.so, co: c.co, done: make(chan struct{})}
+	conn := &Conn{u: u, shut: raw.Close, denied: denied, peer: cred, so: c.so, co: c.co, done: make(chan struct{})}
 	conn.sendmsg = func(b, oob []byte) (int, error) {
 		n, _, err := u.WriteMsgUnix(b, oob, nil)
 		return n, err

@@ -362,7 +362,7 @@ var children = map[string]func() error{
 		if _, err := c.Write([]byte(MagicRaw)); err != nil {
 			return err
 		}
-		got, err := raw.AcceptUnix()
+		got, err := raw.Next()
 		if err != nil {
 			return err
 		}

@@ -22,12 +22,44 @@ type SplitOptions struct {
 	MaxSilent      int           // 0: 32. Silent connections of one uid; beyond it the oldest of them goes.
 	MaxSilentTotal int           // 0: 512. Of all uids; beyond it the oldest of the uid with most goes, and callers wait.
 	MaxWaiting     int           // 0: 128. Connections that wait for an Accept; from there on callers wait in the kernel, only silent ones join.
+
+	// Admit is asked about each connection before anything is read from it. nil: all come in. It borrows the connection.
+	Admit func(*net.UnixConn, peercred.Cred) Admission
 }
 
-// Listener is one of the two that Split makes. Its connections are *net.UnixConn with nothing consumed.
+// Admission is what Admit decides.
+type Admission struct {
+	Refuse error  // not nil: the caller is told so in its own protocol, and the connection is closed
+	Denied error  // for whoever serves it: what every request is to be answered with; nil for one who may
+	Back   func() // called once, when the connection is closed; nil: nothing to do
+}
+
+// Accepted is a connection that came through a Listener, with nothing consumed.
+type Accepted struct {
+	*net.UnixConn
+	Denied error // from Admission
+	back   func()
+	once   *sync.Once
+}
+
+// Close closes the connection and gives its place back.
+func (a *Accepted) Close() error {
+	err := a.UnixConn.Close()
+	a.once.Do(a.back)
+	return err
+}
+
+func accepted(c *net.UnixConn, a Admission) *Accepted {
+	if a.Back == nil {
+		a.Back = func() {}
+	}
+	return &Accepted{c, a.Denied, a.Back, new(sync.Once)}
+}
+
+// Listener is one of the two that Split makes. Its connections are *Accepted.
 type Listener struct {
 	s  *splitter
-	ch chan *net.UnixConn
+	ch chan *Accepted
 }
 
 type splitter struct {
@@ -45,11 +77,13 @@ type splitter struct {
 	silent  map[uint32][]*caller // guarded by mu: by uid, oldest first
 	total   int                  // guarded by mu: in silent
 	waiting int                  // guarded by mu: sorted, not yet accepted
+
+	refusals refusals
 }
 
 // caller is a silent connection.
 type caller struct {
-	c      *net.UnixConn
+	c      *Accepted
 	uid    uint32
 	since  time.Time
 	doomed bool // guarded by mu: its deadline is the end of its grace
@@ -75,16 +109,16 @@ func Split(ln *net.UnixListener, o SplitOptions) (grpc, raw *Listener) {
 	}
 	s := &splitter{ln: ln, o: o, done: make(chan struct{}), silent: map[uint32][]*caller{}}
 	s.room.L = &s.mu
-	s.grpc = Listener{s, make(chan *net.UnixConn)}
-	s.raw = Listener{s, make(chan *net.UnixConn)}
+	s.grpc = Listener{s, make(chan *Accepted)}
+	s.raw = Listener{s, make(chan *Accepted)}
 	spare, _ := os.Open(os.DevNull)
 	s.wg.Add(1)
 	go s.accept(spare)
 	return &s.grpc, &s.raw
 }
 
-// AcceptUnix waits for the next connection; the caller owns it. After Close the error is net.ErrClosed.
-func (l *Listener) AcceptUnix() (*net.UnixConn, error) {
+// Next waits for the next connection; the caller owns it. After Close the error is net.ErrClosed.
+func (l *Listener) Next() (*Accepted, error) {
 	select {
 	case c := <-l.ch:
 		return c, nil
@@ -97,9 +131,9 @@ func (l *Listener) AcceptUnix() (*net.UnixConn, error) {
 
 // Accept implements net.Listener.
 func (l *Listener) Accept() (net.Conn, error) {
-	c, err := l.AcceptUnix()
+	c, err := l.Next()
 	if err != nil {
-		return nil, err // not a nil *UnixConn in an interface
+		return nil, err // not a nil *Accepted in an interface
 	}
 	return c, nil
 }
@@ -128,6 +162,7 @@ func (s *splitter) close(why error) error {
 			k.c.Close()
 		}
 	}
+	s.refusals.close()
 	return s.ln.Close()
 }
 
@@ -176,14 +211,23 @@ func (s *splitter) accept(spare *os.File) {
 }
 
 // admit starts to sort c, and returns when there is room for another.
-func (s *splitter) admit(c *net.UnixConn) {
-	cred, err := peercred.Of(c)
+func (s *splitter) admit(u *net.UnixConn) {
+	cred, err := peercred.Of(u)
 	if err != nil {
-		c.Close()
+		u.Close()
 		return
 	}
+	var verdict Admission
+	if s.o.Admit != nil {
+		verdict = s.o.Admit(u, cred)
+	}
+	if verdict.Refuse != nil {
+		s.refuse(u, verdict.Refuse)
+		return
+	}
+	c := accepted(u, verdict)
 	k := &caller{c: c, uid: cred.UID, since: time.Now()}
-	first, err := peekNow(c)
+	first, err := peekNow(u)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -244,9 +288,9 @@ func (s *splitter) heaviest() (uid uint32) {
 // sort waits until k is silent no more, or its time is up.
 func (s *splitter) sort(k *caller) {
 	for {
-		first, err := peek(k.c)
+		first, err := peek(k.c.UnixConn)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			first, err = peekNow(k.c) // what came in time counts, though this goroutine was late to see it
+			first, err = peekNow(k.c.UnixConn) // what came in time counts, though this goroutine was late to see it
 		}
 		s.mu.Lock()
 		if errors.Is(err, unix.EAGAIN) && s.pardon(k) {
@@ -282,9 +326,9 @@ func (s *splitter) pardon(k *caller) bool {
 }
 
 // pass takes ownership of c and hands it to the listener its first bytes ask for, however long that takes.
-func (s *splitter) pass(c *net.UnixConn, first string) {
+func (s *splitter) pass(c *Accepted, first string) {
 	defer s.wg.Done()
-	var to chan *net.UnixConn // nil: closed below
+	var to chan *Accepted // nil: closed below
 	switch first {
 	case MagicRaw:
 		to = s.raw.ch

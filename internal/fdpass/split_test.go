@@ -73,7 +73,7 @@ func TestSplit(t *testing.T) {
 	if _, err := c.Write([]byte("R1ticket")); err != nil { // the magic may come in pieces
 		t.Fatal(err)
 	}
-	s, err := raw.AcceptUnix()
+	s, err := raw.Next()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestSplitBurst(t *testing.T) {
 	for _, l := range []*Listener{g, raw} {
 		go func() {
 			for {
-				c, err := l.AcceptUnix()
+				c, err := l.Next()
 				if err != nil {
 					return
 				}
@@ -195,7 +195,7 @@ func TestSplitWaiting(t *testing.T) {
 	defer raw.Close()
 	for i := range 10 {
 		counts(t, raw, 0, min(3, 10-i))
-		c, err := raw.AcceptUnix()
+		c, err := raw.Next()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +223,7 @@ func TestSplitEvicts(t *testing.T) {
 				if _, err := c.Write([]byte(MagicRaw)); err != nil {
 					t.Fatal(i, err)
 				}
-				s, err := raw.AcceptUnix()
+				s, err := raw.Next()
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -247,7 +247,7 @@ func TestSplitGrace(t *testing.T) {
 		if _, err := c.Write([]byte(MagicRaw)); err != nil {
 			t.Fatal(err)
 		}
-		s, err := raw.AcceptUnix()
+		s, err := raw.Next()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,9 +6,12 @@
 package peercred
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +20,10 @@ import (
 type Cred struct {
 	UID, GID uint32
 	PID      int32 // 0 when the peer is in a pid namespace that is not visible from here
+
+	// Process tells processes apart that had the same pid one after the other: the inode of the peer's pidfd where the kernel
+	// gives each process one of its own (6.9), else when it was started. Only Identify sets it; 0: not known.
+	Process uint64
 }
 
 func (c Cred) String() string { return fmt.Sprintf("uid %d, gid %d, pid %d", c.UID, c.GID, c.PID) }
@@ -35,6 +42,56 @@ func Of(conn *net.UnixConn) (Cred, error) {
 		return Cred{}, fmt.Errorf("read peer credentials: %w", err)
 	}
 	return c, nil
+}
+
+// Identify is Of with Process: two connections of one process have equal answers, and those of two processes never do,
+// unless the kernel can tell neither way. It keeps no descriptor.
+func Identify(conn *net.UnixConn) (Cred, error) {
+	c, err := Of(conn)
+	if err != nil {
+		return Cred{}, err
+	}
+	fd, err := PIDFD(conn)
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODATA): // it is gone
+		return c, nil
+	case err != nil:
+		return Cred{}, err
+	}
+	if fd >= 0 {
+		c.Process = inode(fd)
+		unix.Close(fd)
+	}
+	if c.Process == 0 {
+		c.Process = startTime(c.PID)
+	}
+	return c, nil
+}
+
+const pidfsMagic = 0x50494446
+
+// inode is the inode of a pidfd, 0 where all pidfds share one.
+func inode(fd int) uint64 {
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if unix.Fstatfs(fd, &fs) != nil || fs.Type != pidfsMagic || unix.Fstat(fd, &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// startTime is the 22nd field of /proc/PID/stat: clock ticks from boot to the process's start. 0: gone, or hidden.
+func startTime(pid int32) uint64 {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
+	if err != nil {
+		return 0
+	}
+	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // the command before it may hold anything
+	if len(fields) < 20 {
+		return 0
+	}
+	n, _ := strconv.ParseUint(string(fields[19]), 10, 64)
+	return n
 }
 
 // PIDFD returns a pidfd of the peer (SO_PEERPIDFD, Linux 6.5), close-on-exec; the caller owns it and must close it.

@@ -24,10 +24,10 @@ func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
 	}
 	s.clients.Add(1)
 	defer s.clients.Add(-1)
-	mine := map[uint64]bool{}
+	mine := map[uint64]func(){} // lease -> releases it
 	defer func() {
-		for id := range mine {
-			s.st.Release(id)
+		for _, release := range mine {
+			release()
 		}
 	}()
 	holder := store.Holder{PID: cred.PID, UID: cred.UID, Command: commandOf(cred.PID)}
@@ -48,18 +48,18 @@ func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
 		var reply *zcstorev1.AttachReply
 		switch step := req.Step.(type) {
 		case *zcstorev1.AttachRequest_Open:
-			opened, err := s.handOut(conn, holder, step.Open)
+			opened, release, err := s.handOut(conn, holder, step.Open)
 			if err != nil {
 				s.log.Info("refused", zap.String("method", "attach"), zap.String("model", step.Open), zap.Stringer("kind", zcerr.KindOf(err)), zap.Int32("pid", cred.PID), zap.Error(err))
 				reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Error{Error: wireError(zcerr.Wrap("attach", step.Open, err))}}
 				break
 			}
-			mine[opened.Lease] = true
+			mine[opened.Lease] = release
 			reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Opened{Opened: opened}}
 		case *zcstorev1.AttachRequest_Release:
-			if mine[step.Release] {
+			if release := mine[step.Release]; release != nil {
 				delete(mine, step.Release)
-				s.st.Release(step.Release)
+				release()
 			}
 			reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Released{Released: step.Release}}
 		default:
@@ -72,10 +72,19 @@ func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
 }
 
 // handOut takes a lease and queues its files on the connection.
-func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (*zcstorev1.Attached, error) {
+func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (_ *zcstorev1.Attached, release func(), err error) {
+	back, err := s.ledger.Lease(h.UID)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			back()
+		}
+	}()
 	l, files, err := s.st.Attach(target, h)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	first, err := conn.Queue(files...)
 	for _, f := range files {
@@ -85,16 +94,16 @@ func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (*zcs
 		s.st.Release(l.ID)
 		switch {
 		case errors.Is(err, fdpass.ErrUnaware):
-			return nil, unaware()
+			return nil, nil, unaware()
 		case errors.Is(err, fdpass.ErrTooManyInFlight):
-			return nil, zcerr.New(zcerr.Limit, "%w", err).WithHint("take the descriptors of earlier replies first")
+			return nil, nil, zcerr.New(zcerr.Limit, "%w", err).WithHint("take the descriptors of earlier replies first")
 		}
-		return nil, err
+		return nil, nil, err
 	}
 	return &zcstorev1.Attached{
 		Lease: l.ID, Digest: l.Digest[:], Ref: l.Ref, FirstFd: first, Fds: uint32(len(files)),
 		TableBytes: l.TableBytes, TableVersion: table.Version, Instance: s.st.Instance(), Seals: s.st.Seals(),
-	}, nil
+	}, func() { s.st.Release(l.ID); back() }, nil
 }
 
 func unaware() error {

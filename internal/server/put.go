@@ -37,14 +37,20 @@ func (s *Server) Put(stream zcstorev1.Store_PutServer) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	start := time.Now()
+	_, cred, _ := fdpass.FromContext(ctx)
+	back, err := s.ledger.Put(cred.UID) // first: the manifest takes memory too
+	if err != nil {
+		return err
+	}
+	defer back()
 	begin, spec, err := recvManifest(stream)
 	if err != nil {
 		return err
 	}
+	spec.Owner = cred.UID
 	if begin.DryRun {
 		return s.dryRun(stream, spec)
 	}
-	_, cred, _ := fdpass.FromContext(ctx)
 	p, err := s.st.Begin(spec)
 	if err != nil {
 		return err
@@ -100,7 +106,7 @@ func (s *Server) putKept(ctx context.Context, stream zcstorev1.Store_PutServer, 
 	if err != nil {
 		return nil, err
 	}
-	spec.Kept = kept
+	spec.Kept, spec.Owner = kept, kept.Owner()
 	p, err := s.st.Begin(spec)
 	if err != nil {
 		return nil, err
@@ -275,9 +281,9 @@ func (s *Server) issue(up *upload) string {
 	defer s.mu.Unlock()
 	s.tickets[ticket] = up
 	// A client that never comes with its ticket must not keep the put open.
-	up.late = time.AfterFunc(idleUpload, func() {
+	up.late = time.AfterFunc(s.ledger.Limits().Idle, func() {
 		if s.redeem(ticket) != nil {
-			up.done <- zcerr.New(zcerr.Timeout, "no bytes came within %v", idleUpload)
+			up.done <- zcerr.New(zcerr.Timeout, "no bytes came within %v", s.ledger.Limits().Idle)
 		}
 	})
 	return ticket

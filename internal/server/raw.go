@@ -28,6 +28,9 @@ import (
 //	                       is the lease
 const maxRawLine = 1 << 10
 
+// replyTime is how long an answer on the raw channel may take to go: it always fits the socket.
+const replyTime = 10 * time.Second
+
 // rawAttached is the answer to attach.
 type rawAttached struct {
 	Ref        string    `json:"ref"`
@@ -45,7 +48,7 @@ type rawError struct {
 
 func (s *Server) serveRaw(ctx context.Context, ln *fdpass.Listener, wg *sync.WaitGroup) {
 	for {
-		conn, err := ln.AcceptUnix()
+		conn, err := ln.Next()
 		if err != nil {
 			return // closed
 		}
@@ -53,26 +56,29 @@ func (s *Server) serveRaw(ctx context.Context, ln *fdpass.Listener, wg *sync.Wai
 		go func() {
 			defer wg.Done()
 			defer conn.Close()
-			if err := s.raw(ctx, conn); err != nil {
+			if err := s.raw(ctx, conn.UnixConn, conn.Denied); err != nil {
 				s.log.Info("refused", zap.String("method", "raw"), zap.Stringer("kind", zcerr.KindOf(err)), zap.Error(err))
 			}
 		}()
 	}
 }
 
-func (s *Server) raw(ctx context.Context, conn *net.UnixConn) (err error) {
+func (s *Server) raw(ctx context.Context, conn *net.UnixConn, denied error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = zcerr.New(zcerr.Other, "panic: %v", p)
 		}
 	}()
-	cred, err := peercred.Of(conn)
+	cred, err := peercred.Identify(conn)
 	if err != nil {
 		return err
 	}
-	line, err := readLine(ctx, conn)
+	line, err := s.readLine(ctx, conn)
 	if err != nil {
 		return err
+	}
+	if denied != nil {
+		return errors.Join(denied, reply(conn, rawAttached{Error: rawErrorOf(denied)}))
 	}
 	verb, arg, _ := strings.Cut(strings.TrimPrefix(line, fdpass.MagicRaw+" "), " ")
 	switch verb {
@@ -87,8 +93,8 @@ func (s *Server) raw(ctx context.Context, conn *net.UnixConn) (err error) {
 }
 
 // readLine reads up to a newline and not a byte further: what follows belongs to the put.
-func readLine(ctx context.Context, conn *net.UnixConn) (string, error) {
-	if err := conn.SetReadDeadline(time.Now().Add(handshake)); err != nil {
+func (s *Server) readLine(ctx context.Context, conn *net.UnixConn) (string, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(s.ledger.Limits().Handshake)); err != nil {
 		return "", err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() }) // nothing has begun yet
@@ -112,9 +118,14 @@ func readLine(ctx context.Context, conn *net.UnixConn) (string, error) {
 }
 
 func (s *Server) attachRaw(ctx context.Context, conn *net.UnixConn, cred peercred.Cred, target string) error {
+	back, err := s.ledger.Lease(cred.UID)
+	if err != nil {
+		return errors.Join(err, reply(conn, rawAttached{Error: rawErrorOf(err)}))
+	}
+	defer back()
 	l, files, err := s.st.Attach(target, store.Holder{PID: cred.PID, UID: cred.UID, Command: commandOf(cred.PID)})
 	if err != nil {
-		return errors.Join(err, reply(conn, rawAttached{Error: &rawError{Kind: zcerr.KindOf(err).String(), Message: err.Error(), Hint: zcerr.HintOf(err)}}))
+		return errors.Join(err, reply(conn, rawAttached{Error: rawErrorOf(err)}))
 	}
 	defer s.st.Release(l.ID)
 	answer, err := json.Marshal(rawAttached{Ref: l.Ref, Digest: "sha256:" + hex.EncodeToString(l.Digest[:]), TableBytes: l.TableBytes, Segments: len(files) - 1})
@@ -137,12 +148,16 @@ func (s *Server) attachRaw(ctx context.Context, conn *net.UnixConn, cred peercre
 	return nil
 }
 
+func rawErrorOf(err error) *rawError {
+	return &rawError{Kind: zcerr.KindOf(err).String(), Message: err.Error(), Hint: zcerr.HintOf(err)}
+}
+
 func reply(conn *net.UnixConn, a rawAttached) error {
 	b, err := json.Marshal(a)
 	if err != nil {
 		return err
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(handshake)); err != nil {
+	if err := conn.SetWriteDeadline(time.Now().Add(replyTime)); err != nil {
 		return err
 	}
 	_, err = conn.Write(append(b, '\n'))

@@ -18,14 +18,14 @@ import (
 // receive takes the bytes of a put from a raw connection: the wanted rows in order, without framing.
 func (s *Server) receive(conn *net.UnixConn, cred peercred.Cred, ticket string) error {
 	return s.withTicket(conn, cred, ticket, func(up *upload) error {
-		return up.put.Fill(up.ctx, &idleReader{conn: conn, ctx: up.ctx})
+		return up.put.Fill(up.ctx, &idleReader{conn: conn, ctx: up.ctx, idle: s.ledger.Limits().Idle})
 	})
 }
 
 // receiveSources takes the bytes of a put in frames: files, whose rows the daemon reads itself, and bytes of rows in any order.
 func (s *Server) receiveSources(conn *net.UnixConn, cred peercred.Cred, ticket string) error {
 	return s.withTicket(conn, cred, ticket, func(up *upload) error {
-		in := &idleReader{conn: conn, ctx: up.ctx}
+		in := &idleReader{conn: conn, ctx: up.ctx, idle: s.ledger.Limits().Idle}
 		for {
 			f, file, err := readFrame(in, up.put.Rows())
 			if err != nil {
@@ -52,7 +52,7 @@ func (s *Server) withTicket(conn *net.UnixConn, cred peercred.Cred, ticket strin
 	if up == nil {
 		return zcerr.New(zcerr.Denied, "no put waits for this ticket: it was used, or its time is over")
 	}
-	if up.peer.UID != cred.UID || up.peer.PID != cred.PID {
+	if up.peer != cred {
 		up.done <- zcerr.New(zcerr.Denied, "the ticket was used by another process")
 		return zcerr.New(zcerr.Denied, "the ticket belongs to another process")
 	}
@@ -63,7 +63,7 @@ func (s *Server) withTicket(conn *net.UnixConn, cred peercred.Cred, ticket strin
 	switch {
 	case errors.As(err, new(*zcerr.Error)):
 	case errors.As(err, &ne) && ne.Timeout():
-		err = zcerr.New(zcerr.Timeout, "no bytes came for %v", idleUpload)
+		err = zcerr.New(zcerr.Timeout, "no bytes came for %v", s.ledger.Limits().Idle)
 	case errors.Is(err, fdpass.ErrUnexpected):
 		err = zcerr.New(zcerr.Invalid, "%w", err)
 	case errors.Is(err, fdpass.ErrTruncated):
@@ -154,7 +154,7 @@ func (s *Server) importFile(up *upload, file *os.File, rows []store.RowAt) error
 		return err
 	}
 	ended := func() { file.Close(); release() }
-	return up.put.Import(up.ctx, file, size, rows, idleUpload, ended, func(n int) { up.read.Add(uint64(n)) })
+	return up.put.Import(up.ctx, file, size, rows, s.ledger.Limits().Idle, ended, func(n int) { up.read.Add(uint64(n)) })
 }
 
 // idleReader gives each read its own deadline, and none any more once ctx has ended. Descriptors that come where none belong are
@@ -162,6 +162,7 @@ func (s *Server) importFile(up *upload, file *os.File, rows []store.RowAt) error
 type idleReader struct {
 	conn *net.UnixConn
 	ctx  context.Context
+	idle time.Duration
 }
 
 func (r *idleReader) Read(p []byte) (int, error) {
@@ -179,7 +180,7 @@ func (r *idleReader) readFile(p []byte) (int, *os.File, error) {
 }
 
 func (r *idleReader) read(p []byte, max int) (int, []*os.File, error) {
-	if err := r.conn.SetReadDeadline(time.Now().Add(idleUpload)); err != nil {
+	if err := r.conn.SetReadDeadline(time.Now().Add(r.idle)); err != nil {
 		return 0, nil, err
 	}
 	if err := r.ctx.Err(); err != nil { // after SetReadDeadline: the other order could undo the cut

@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/zcstore/zcstore/internal/fdpass"
+	"github.com/zcstore/zcstore/internal/limits"
+	"github.com/zcstore/zcstore/internal/peercred"
 	"github.com/zcstore/zcstore/internal/store"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/table"
@@ -30,18 +32,8 @@ import (
 // Protocol is the version this server speaks.
 const Protocol = 1
 
-// Limits of one daemon.
-const (
-	maxStreams   = 64 // of one connection
-	maxRecv      = 1 << 20
-	maxSend      = 4 << 20
-	maxHeaders   = 16 << 10
-	handshake    = 10 * time.Second
-	drainTimeout = 10 * time.Second // open puts, at the end
-)
-
-// idleUpload is how long a put may wait for its next byte before it is cut. Tests shorten it.
-var idleUpload = 30 * time.Second
+// drainTimeout is how long open puts may go on at the end.
+const drainTimeout = 10 * time.Second
 
 // Server serves one store.
 type Server struct {
@@ -50,7 +42,10 @@ type Server struct {
 	st      *store.Store
 	log     *zap.Logger
 	version string
-	clients atomic.Int32 // open Attach streams
+	ledger  *limits.Ledger
+	access  Access                                   // immutable once Serve has begun
+	decide  func(*net.UnixConn, peercred.Cred) error // access.check; replaced by tests before Serve
+	clients atomic.Int32                             // open Attach streams
 
 	mu      sync.Mutex
 	tickets map[string]*upload // guarded by mu
@@ -58,16 +53,20 @@ type Server struct {
 	imports *slots             // immutable
 }
 
-// New makes a server for a store. version is shown by Status.
+// New makes a server for a store, with standard limits. version is shown by Status.
 func New(st *store.Store, log *zap.Logger, version string) *Server {
+	return NewWith(st, log, version, limits.Standard(), Access{})
+}
+
+// NewWith is New with limits, which must be complete, and with who may use it.
+func NewWith(st *store.Store, log *zap.Logger, version string, l limits.Limits, a Access) *Server {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &Server{st: st, log: log, version: version, tickets: map[string]*upload{}, imports: newSlots(DefaultImports)}
+	s := &Server{st: st, log: log, version: version, ledger: limits.NewLedger(l), access: a, tickets: map[string]*upload{}, imports: newSlots(l.ImportsPerUID, l.Idle)}
+	s.decide = func(c *net.UnixConn, cred peercred.Cred) error { return s.access.check(c, cred) }
+	return s
 }
-
-// SetMaxImports says how many files of one uid are read at a time, over zero. To be called before Serve.
-func (s *Server) SetMaxImports(n int) { s.imports = newSlots(n) }
 
 // Listen listens on a path socket (0660). It takes over the socket of a dead daemon, and refuses that of a living one and
 // anything that is no socket.
@@ -100,19 +99,10 @@ func Listen(path string) (*net.UnixListener, error) {
 
 // Serve serves until ctx ends; then it lets open puts finish for a while and closes everything. It owns ln.
 func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
-	g := grpc.NewServer(
-		grpc.Creds(fdpass.ServerCredentials(fdpass.ServerOptions{})),
-		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxRecvMsgSize(maxRecv), grpc.MaxSendMsgSize(maxSend),
-		grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(handshake),
-		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
-		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
-	)
-	zcstorev1.RegisterStoreServer(g, s)
-	alive := health.NewServer()
-	alive.SetServingStatus("zcstore.v1.Store", healthpb.HealthCheckResponse_SERVING)
-	healthpb.RegisterHealthServer(g, alive)
-
-	grpcLn, rawLn := fdpass.Split(ln, fdpass.SplitOptions{})
+	s.access.socket = ln.Addr().String()
+	g, alive := s.grpc()
+	l := s.ledger.Limits()
+	grpcLn, rawLn := fdpass.Split(ln, fdpass.SplitOptions{PeekTimeout: l.Handshake, MaxSilent: l.SilentPerUID, Admit: s.admit})
 	var raw sync.WaitGroup
 	raw.Add(1)
 	go func() {
@@ -155,15 +145,38 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 	return err
 }
 
+// grpc makes the gRPC half, with everything registered.
+func (s *Server) grpc() (*grpc.Server, *health.Server) {
+	l := s.ledger.Limits()
+	g := grpc.NewServer(
+		grpc.Creds(fdpass.ServerCredentials(fdpass.ServerOptions{WriteTimeout: l.Unread, Unread: l.Unread, MaxInFlight: l.InFlight})),
+		grpc.MaxConcurrentStreams(uint32(l.Streams)), grpc.MaxRecvMsgSize(l.RecvBytes), grpc.MaxSendMsgSize(l.SendBytes),
+		grpc.MaxHeaderListSize(uint32(l.HeaderBytes)), grpc.ConnectionTimeout(l.Handshake),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
+	)
+	zcstorev1.RegisterStoreServer(g, s)
+	alive := health.NewServer()
+	alive.SetServingStatus("zcstore.v1.Store", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(g, alive)
+	return g, alive
+}
+
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	start := time.Now()
 	defer func() { err = s.finish(ctx, info.FullMethod, start, recover(), err) }()
+	if err := allow(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
 	return next(ctx, req)
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	start := time.Now()
 	defer func() { err = s.finish(ss.Context(), info.FullMethod, start, recover(), err) }()
+	if err := allow(ss.Context(), info.FullMethod); err != nil {
+		return err
+	}
 	return next(srv, ss)
 }
 
@@ -301,7 +314,7 @@ func (s *Server) Holders(req *zcstorev1.HoldersRequest, out zcstorev1.Store_Hold
 	for _, l := range s.st.Holders(req.Name) {
 		if err := out.Send(&zcstorev1.Holder{
 			Lease: l.ID, Ref: l.Ref, Digest: l.Digest[:], Pid: l.Holder.PID, Uid: l.Holder.UID, Command: l.Holder.Command,
-			SinceUnixMs: l.Since.UnixMilli(), Deleted: l.Deleted,
+			SinceUnixMs: l.Since.UnixMilli(), Deleted: l.Deleted, Form: "plain",
 		}); err != nil {
 			return err
 		}
@@ -326,6 +339,7 @@ func (s *Server) Status(context.Context, *zcstorev1.StatusRequest) (*zcstorev1.S
 		ColdVersions: uint32(st.Cold), UnwrittenVersions: uint32(st.Unwritten), DamagedVersions: uint32(st.Damaged), BudgetBytes: st.BudgetBytes,
 		Guards: guards(st.Guards, st.HugeBytes), OverheadBytes: st.Overhead, ReservedBytes: st.Reserved, OrphanedBytes: st.Orphaned,
 		OwnMount: st.OwnMount,
+		Limits:   limitsInfo(s.ledger.Limits()),
 	}, nil
 }
 

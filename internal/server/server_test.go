@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zcstore/zcstore/internal/limits"
 	"github.com/zcstore/zcstore/internal/peercred"
 	"github.com/zcstore/zcstore/internal/store"
 	"github.com/zcstore/zcstore/internal/testleak"
@@ -40,8 +41,8 @@ func pair(t *testing.T) (a, b *net.UnixConn) {
 
 func TestTicketIsForOnePeerAndOneUse(t *testing.T) {
 	s := New(nil, nil, "test")
-	owner := peercred.Cred{UID: 1000, PID: 10}
-	for _, thief := range []peercred.Cred{{UID: 1000, PID: 11}, {UID: 1001, PID: 10}} {
+	owner := peercred.Cred{UID: 1000, PID: 10, Process: 7}
+	for _, thief := range []peercred.Cred{{UID: 1000, PID: 11, Process: 7}, {UID: 1001, PID: 10, Process: 7}, {UID: 1000, PID: 10, Process: 8}} {
 		up := &upload{ctx: context.Background(), peer: owner, done: make(chan error, 1)}
 		ticket := s.issue(up)
 		if len(ticket) != 32 {
@@ -64,10 +65,9 @@ func TestTicketIsForOnePeerAndOneUse(t *testing.T) {
 }
 
 func TestPutThatNobodyFeedsIsCut(t *testing.T) {
-	old := idleUpload
-	idleUpload = 20 * time.Millisecond
-	defer func() { idleUpload = old }()
-	s := New(nil, nil, "test")
+	l := limits.Standard()
+	l.Idle = 20 * time.Millisecond
+	s := NewWith(nil, nil, "test", l, Access{})
 	up := &upload{ctx: context.Background(), done: make(chan error, 1)}
 	s.issue(up)
 	select {

@@ -89,7 +89,11 @@ func (p *Put) admit(need uint64) (allocated func(), err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := p.quotaLocked(need); err != nil {
+		return nil, err
+	}
 	p.reserved = need
+	p.countLocked(int64(need))
 	s.reserved += need
 	s.admitted += need
 	return func() {

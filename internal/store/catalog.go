@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -31,6 +32,8 @@ type catalogJSON struct {
 	Models json.RawMessage `json:"models"`            // of names to modelJSON
 	// Unwritten are the versions that are not in the data directory. Any other that its index does not name was removed.
 	Unwritten []manifest.Digest `json:"unwritten,omitempty"`
+	// Owners are the uids that files of memory count for (owners.go).
+	Owners map[string]uint32 `json:"owners,omitempty"`
 }
 
 type modelJSON struct {
@@ -47,6 +50,7 @@ type catalog struct {
 	data      string
 	models    map[string]*model
 	unwritten map[manifest.Digest]bool
+	owners    map[string]uint32
 }
 
 func catalogSum(models []byte) string { return fmt.Sprintf("%08x", crc32.Checksum(models, castagnoli)) }
@@ -73,7 +77,7 @@ func parseCatalog(b []byte) (*catalog, error) {
 	if err := json.Unmarshal(c.Models, &models); err != nil {
 		return nil, err
 	}
-	out := &catalog{boot: c.Boot, dataID: c.DataID, data: c.Data, models: map[string]*model{}, unwritten: map[manifest.Digest]bool{}}
+	out := &catalog{boot: c.Boot, dataID: c.DataID, data: c.Data, models: map[string]*model{}, unwritten: map[manifest.Digest]bool{}, owners: c.Owners}
 	for _, d := range c.Unwritten {
 		out.unwritten[d] = true
 	}
@@ -125,7 +129,7 @@ func encodeCatalog(c *catalog) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := catalogJSON{Format: catalogFormat, Boot: c.boot, DataID: c.dataID, Data: c.data, Sum: catalogSum(content), Models: content}
+	out := catalogJSON{Format: catalogFormat, Boot: c.boot, DataID: c.dataID, Data: c.data, Sum: catalogSum(content), Models: content, Owners: c.owners}
 	for d := range c.unwritten {
 		out.Unwritten = append(out.Unwritten, d)
 	}
@@ -155,6 +159,7 @@ func (s *Store) readCatalog() (*catalog, error) {
 	}
 	c, err := parseCatalog(b)
 	if err == nil {
+		maps.Copy(s.owned, c.owners)
 		return c, nil
 	}
 	kind, hint := zcerr.Corrupt, "nothing was deleted. See what is whole with 'zcctl fsck --dir %s'; with --rebuild it makes a new catalog of that"
@@ -166,7 +171,8 @@ func (s *Store) readCatalog() (*catalog, error) {
 
 // writeCatalogLocked makes the names durable for the life of the directory.
 func (s *Store) writeCatalogLocked() error {
-	c := &catalog{boot: s.boot, models: s.models}
+	s.pruneOwnersLocked()
+	c := &catalog{boot: s.boot, models: s.models, owners: s.owned}
 	if s.data != nil {
 		c.dataID, c.data, c.unwritten = s.dataID, s.data.Path(), map[manifest.Digest]bool{}
 		for d := range s.versions {

@@ -195,7 +195,7 @@ func (s *Store) planMove(v *version, from *segment) (*Put, []table.Location, err
 		return nil, nil, zcerr.New(zcerr.Conflict, "the version was removed")
 	}
 	from.pins++ // its file stays where it can be opened
-	p := &Put{s: s, man: man, digest: v.digest, inside: true, locs: make([]table.Location, len(locs))}
+	p := &Put{s: s, man: man, digest: v.digest, inside: true, owner: s.ownerLocked(tableFile(v.digest)), locs: make([]table.Location, len(locs))}
 	use := func(sg *segment, offset uint64) table.Location {
 		k := slices.Index(p.segs, sg)
 		if k < 0 {

@@ -30,6 +30,7 @@ func (p *Put) unreserve() {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
 	p.s.reserved -= p.reserved
+	p.countLocked(-int64(p.reserved))
 	p.s.filling -= p.filling
 	p.reserved, p.filling = 0, 0
 	if p.w != nil {

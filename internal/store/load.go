@@ -64,6 +64,7 @@ func (s *Store) readVersion(ctx context.Context, v *oci.Version) error {
 	p := &Put{s: s, man: m, digest: v.Digest, inside: true}
 	defer p.Abort()
 	s.mu.Lock()
+	p.owner = s.ownerLocked(tableFile(v.Digest))
 	p.shareLocked()
 	s.mu.Unlock()
 	if err := p.layOut(); err != nil {

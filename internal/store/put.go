@@ -19,6 +19,7 @@ type Put struct {
 	ref     ref.Ref
 	replace bool
 	kept    *Put // see PutSpec
+	owner   owner
 	man     *manifest.Manifest
 	digest  manifest.Digest
 
@@ -55,6 +56,7 @@ type PutSpec struct {
 	Replace  bool   // let an explicit tag move to other bytes
 	Manifest []byte // canonical
 	Pending  []int  // rows that have zeros for a digest, ascending: theirs is the digest of what arrives
+	Owner    uint32 // uid that the memory counts for
 	Kept     *Put   // a put that Settle refused, whose bytes FillKept takes; it does not count against MaxPuts
 }
 
@@ -114,7 +116,7 @@ func (s *Store) newPut(spec PutSpec) (*Put, error) {
 	if err != nil {
 		return nil, zcerr.New(zcerr.Invalid, "%w", err)
 	}
-	p := &Put{s: s, ref: r, replace: spec.Replace, kept: spec.Kept, man: man, digest: digest, pending: spec.Pending}
+	p := &Put{s: s, ref: r, replace: spec.Replace, kept: spec.Kept, owner: owner{spec.Owner, true}, man: man, digest: digest, pending: spec.Pending}
 	for k, row := range p.pending {
 		if row < 0 || row >= len(man.Tensors) || (k > 0 && p.pending[k-1] >= row) || man.Tensors[row].SHA256 != (manifest.Digest{}) {
 			return nil, zcerr.New(zcerr.Invalid, "pending row %d of %d is not there, not in order, or has a digest", row, len(man.Tensors))
@@ -182,6 +184,9 @@ func (p *Put) reserve() error {
 
 // Existed reports that the version is stored already, so that Commit only names it.
 func (p *Put) Existed() bool { return p.existed }
+
+// Owner is PutSpec.Owner.
+func (p *Put) Owner() uint32 { return p.owner.uid }
 
 // Digest is the version's digest; with pending rows, only after Settle.
 func (p *Put) Digest() manifest.Digest { return p.digest }
@@ -314,6 +319,9 @@ func (p *Put) dropFresh(fresh *segment) {
 
 // publishTableLocked makes the version's own file, in place of a damaged one if there is.
 func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, error) {
+	if err := p.quotaLocked(uint64(len(encoded))); err != nil {
+		return nil, err
+	}
 	w, err := p.s.dir.Create(int64(len(encoded)))
 	if err != nil {
 		return nil, p.s.explainLocked(err)
@@ -335,7 +343,9 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 	if fresh != nil {
 		segs = append(segs, fresh)
 	}
-	return newVersion(p.man, p.digest, use, segs, p.locs), nil
+	v := newVersion(p.man, p.digest, use, segs, p.locs)
+	p.ownLocked(fresh)
+	return v, nil
 }
 
 // Abort gives everything back that the put reserved. After Commit it does nothing.
@@ -354,6 +364,7 @@ func (p *Put) abortLocked() {
 			p.s.unwantLocked(p.digest)
 		}
 		p.s.reserved -= p.reserved
+		p.countLocked(-int64(p.reserved))
 		p.s.filling -= p.filling
 		for _, sg := range p.segs {
 			sg.pins--

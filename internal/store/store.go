@@ -67,6 +67,8 @@ type Options struct {
 	BootID     string        // of this boot; empty: the kernel's (tests)
 	Grace      time.Duration // after a start that found versions in memory, nothing is evicted; 0: 5 s
 	Log        *zap.Logger
+
+	MaxBytesPerUID uint64 // quota of one user, see PutSpec.Owner; 0: none
 }
 
 // Store is safe for concurrent use.
@@ -117,6 +119,9 @@ type Store struct {
 	doubtful map[string]bool              // guarded by mu; segments that a version in lost may need
 	filling  uint64                       // guarded by mu; blocks of their files, which have no name yet
 	admitted uint64                       // guarded by mu; of these, what is not yet allocated
+
+	owned      map[string]uint32 // guarded by mu; file -> uid whose put wrote it
+	reservedBy map[uint32]uint64 // guarded by mu; of reserved, by owner
 }
 
 // model is a name with its tags. Fields are guarded by Store.mu.
@@ -214,6 +219,7 @@ func Open(opt Options) (*Store, error) {
 		opt: opt, memLimits: func() ([]memlimit.Limit, error) { return memlimit.Read("") }, dir: dir, lock: lock, log: opt.Log, instance: randomID(), started: time.Now(),
 		models: map[string]*model{}, versions: map[manifest.Digest]*version{}, lost: map[manifest.Digest]error{}, doubtful: map[string]bool{},
 		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
+		owned: map[string]uint32{}, reservedBy: map[uint32]uint64{},
 		compact: make(chan struct{}, 1), compacted: make(chan struct{}),
 		disk: map[manifest.Digest]*onDisk{}, loads: map[manifest.Digest]*load{}, wanted: map[manifest.Digest]int{},
 	}

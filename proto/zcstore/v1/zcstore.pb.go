@@ -1988,6 +1988,7 @@ type Holder struct {
 	Command       string                 `protobuf:"bytes,6,opt,name=command,proto3" json:"command,omitempty"`
 	SinceUnixMs   int64                  `protobuf:"varint,7,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
 	Deleted       bool                   `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Form          string                 `protobuf:"bytes,9,opt,name=form,proto3" json:"form,omitempty"` // how the tensors lie in memory: "plain", as in the checkpoint
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2076,6 +2077,13 @@ func (x *Holder) GetDeleted() bool {
 		return x.Deleted
 	}
 	return false
+}
+
+func (x *Holder) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
 }
 
 type VerifyRequest struct {
@@ -2376,6 +2384,7 @@ type StatusReply struct {
 	DataReadOnly         string                 `protobuf:"bytes,43,opt,name=data_read_only,json=dataReadOnly,proto3" json:"data_read_only,omitempty"`               // why nothing is written any more; empty otherwise
 	ColdVersions         uint32                 `protobuf:"varint,44,opt,name=cold_versions,json=coldVersions,proto3" json:"cold_versions,omitempty"`                // that are only on disk
 	UnwrittenVersions    uint32                 `protobuf:"varint,45,opt,name=unwritten_versions,json=unwrittenVersions,proto3" json:"unwritten_versions,omitempty"` // that are in memory only, although there is a data directory
+	Limits               *Limits                `protobuf:"bytes,50,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -2662,6 +2671,186 @@ func (x *StatusReply) GetUnwrittenVersions() uint32 {
 	return 0
 }
 
+func (x *StatusReply) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limits is what the daemon lets its clients have.
+type Limits struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Connections       uint32                 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"` // of all users; what the limit of open files leaves, when that is less
+	ConnectionsPerUid uint32                 `protobuf:"varint,2,opt,name=connections_per_uid,json=connectionsPerUid,proto3" json:"connections_per_uid,omitempty"`
+	LeasesPerUid      uint32                 `protobuf:"varint,3,opt,name=leases_per_uid,json=leasesPerUid,proto3" json:"leases_per_uid,omitempty"`
+	OpenPuts          uint32                 `protobuf:"varint,4,opt,name=open_puts,json=openPuts,proto3" json:"open_puts,omitempty"` // of all users
+	OpenPutsPerUid    uint32                 `protobuf:"varint,5,opt,name=open_puts_per_uid,json=openPutsPerUid,proto3" json:"open_puts_per_uid,omitempty"`
+	BytesPerUid       uint64                 `protobuf:"varint,6,opt,name=bytes_per_uid,json=bytesPerUid,proto3" json:"bytes_per_uid,omitempty"`        // put and still there; 0: no quota
+	ReservedFds       uint32                 `protobuf:"varint,7,opt,name=reserved_fds,json=reservedFds,proto3" json:"reserved_fds,omitempty"`          // open files that connections never take
+	FdsInFlight       uint32                 `protobuf:"varint,8,opt,name=fds_in_flight,json=fdsInFlight,proto3" json:"fds_in_flight,omitempty"`        // of one connection
+	Calls             uint32                 `protobuf:"varint,9,opt,name=calls,proto3" json:"calls,omitempty"`                                         // at once on one connection
+	RecvBytes         uint64                 `protobuf:"varint,10,opt,name=recv_bytes,json=recvBytes,proto3" json:"recv_bytes,omitempty"`               // of one message from a client
+	SendBytes         uint64                 `protobuf:"varint,11,opt,name=send_bytes,json=sendBytes,proto3" json:"send_bytes,omitempty"`               // of one message to a client
+	HeaderBytes       uint64                 `protobuf:"varint,12,opt,name=header_bytes,json=headerBytes,proto3" json:"header_bytes,omitempty"`         // of one call's headers
+	HandshakeMs       uint64                 `protobuf:"varint,13,opt,name=handshake_ms,json=handshakeMs,proto3" json:"handshake_ms,omitempty"`         // from connect to the first call
+	IdleMs            uint64                 `protobuf:"varint,14,opt,name=idle_ms,json=idleMs,proto3" json:"idle_ms,omitempty"`                        // a put without a byte
+	UnreadMs          uint64                 `protobuf:"varint,15,opt,name=unread_ms,json=unreadMs,proto3" json:"unread_ms,omitempty"`                  // replies that a client leaves unread
+	SilentPerUid      uint32                 `protobuf:"varint,16,opt,name=silent_per_uid,json=silentPerUid,proto3" json:"silent_per_uid,omitempty"`    // connections that have not said anything yet
+	ImportsPerUid     uint32                 `protobuf:"varint,17,opt,name=imports_per_uid,json=importsPerUid,proto3" json:"imports_per_uid,omitempty"` // files that the daemon reads at a time
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Limits) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Limits) GetConnectionsPerUid() uint32 {
+	if x != nil {
+		return x.ConnectionsPerUid
+	}
+	return 0
+}
+
+func (x *Limits) GetLeasesPerUid() uint32 {
+	if x != nil {
+		return x.LeasesPerUid
+	}
+	return 0
+}
+
+func (x *Limits) GetOpenPuts() uint32 {
+	if x != nil {
+		return x.OpenPuts
+	}
+	return 0
+}
+
+func (x *Limits) GetOpenPutsPerUid() uint32 {
+	if x != nil {
+		return x.OpenPutsPerUid
+	}
+	return 0
+}
+
+func (x *Limits) GetBytesPerUid() uint64 {
+	if x != nil {
+		return x.BytesPerUid
+	}
+	return 0
+}
+
+func (x *Limits) GetReservedFds() uint32 {
+	if x != nil {
+		return x.ReservedFds
+	}
+	return 0
+}
+
+func (x *Limits) GetFdsInFlight() uint32 {
+	if x != nil {
+		return x.FdsInFlight
+	}
+	return 0
+}
+
+func (x *Limits) GetCalls() uint32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Limits) GetRecvBytes() uint64 {
+	if x != nil {
+		return x.RecvBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetSendBytes() uint64 {
+	if x != nil {
+		return x.SendBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetHeaderBytes() uint64 {
+	if x != nil {
+		return x.HeaderBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetHandshakeMs() uint64 {
+	if x != nil {
+		return x.HandshakeMs
+	}
+	return 0
+}
+
+func (x *Limits) GetIdleMs() uint64 {
+	if x != nil {
+		return x.IdleMs
+	}
+	return 0
+}
+
+func (x *Limits) GetUnreadMs() uint64 {
+	if x != nil {
+		return x.UnreadMs
+	}
+	return 0
+}
+
+func (x *Limits) GetSilentPerUid() uint32 {
+	if x != nil {
+		return x.SilentPerUid
+	}
+	return 0
+}
+
+func (x *Limits) GetImportsPerUid() uint32 {
+	if x != nil {
+		return x.ImportsPerUid
+	}
+	return 0
+}
+
 var File_zcstore_v1_zcstore_proto protoreflect.FileDescriptor
 
 const file_zcstore_v1_zcstore_proto_rawDesc = "" +
@@ -2812,7 +3001,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"held_bytes\x18\x04 \x01(\x04R\theldBytes\x12!\n" +
 	"\fpinned_bytes\x18\x05 \x01(\x04R\vpinnedBytes\"$\n" +
 	"\x0eHoldersRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xc4\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xd8\x01\n" +
 	"\x06Holder\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x16\n" +
@@ -2821,7 +3010,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x18\n" +
 	"\acommand\x18\x06 \x01(\tR\acommand\x12\"\n" +
 	"\rsince_unix_ms\x18\a \x01(\x03R\vsinceUnixMs\x12\x18\n" +
-	"\adeleted\x18\b \x01(\bR\adeleted\"7\n" +
+	"\adeleted\x18\b \x01(\bR\adeleted\x12\x12\n" +
+	"\x04form\x18\t \x01(\tR\x04form\"7\n" +
 	"\rVerifyRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
 	"\x05quick\x18\x02 \x01(\bR\x05quick\"\x81\x01\n" +
@@ -2837,7 +3027,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x03off\x18\x02 \x01(\bR\x03off\"=\n" +
 	"\bPinReply\x121\n" +
 	"\aversion\x18\x01 \x01(\v2\x17.zcstore.v1.VersionInfoR\aversion\"\x0f\n" +
-	"\rStatusRequest\"\xca\t\n" +
+	"\rStatusRequest\"\xf6\t\n" +
 	"\vStatusReply\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12#\n" +
 	"\rtable_version\x18\x02 \x01(\rR\ftableVersion\x12%\n" +
@@ -2880,7 +3070,29 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x0fdata_free_bytes\x18* \x01(\x04R\rdataFreeBytes\x12$\n" +
 	"\x0edata_read_only\x18+ \x01(\tR\fdataReadOnly\x12#\n" +
 	"\rcold_versions\x18, \x01(\rR\fcoldVersions\x12-\n" +
-	"\x12unwritten_versions\x18- \x01(\rR\x11unwrittenVersions*W\n" +
+	"\x12unwritten_versions\x18- \x01(\rR\x11unwrittenVersions\x12*\n" +
+	"\x06limits\x182 \x01(\v2\x12.zcstore.v1.LimitsR\x06limits\"\xd1\x04\n" +
+	"\x06Limits\x12 \n" +
+	"\vconnections\x18\x01 \x01(\rR\vconnections\x12.\n" +
+	"\x13connections_per_uid\x18\x02 \x01(\rR\x11connectionsPerUid\x12$\n" +
+	"\x0eleases_per_uid\x18\x03 \x01(\rR\fleasesPerUid\x12\x1b\n" +
+	"\topen_puts\x18\x04 \x01(\rR\bopenPuts\x12)\n" +
+	"\x11open_puts_per_uid\x18\x05 \x01(\rR\x0eopenPutsPerUid\x12\"\n" +
+	"\rbytes_per_uid\x18\x06 \x01(\x04R\vbytesPerUid\x12!\n" +
+	"\freserved_fds\x18\a \x01(\rR\vreservedFds\x12\"\n" +
+	"\rfds_in_flight\x18\b \x01(\rR\vfdsInFlight\x12\x14\n" +
+	"\x05calls\x18\t \x01(\rR\x05calls\x12\x1d\n" +
+	"\n" +
+	"recv_bytes\x18\n" +
+	" \x01(\x04R\trecvBytes\x12\x1d\n" +
+	"\n" +
+	"send_bytes\x18\v \x01(\x04R\tsendBytes\x12!\n" +
+	"\fheader_bytes\x18\f \x01(\x04R\vheaderBytes\x12!\n" +
+	"\fhandshake_ms\x18\r \x01(\x04R\vhandshakeMs\x12\x17\n" +
+	"\aidle_ms\x18\x0e \x01(\x04R\x06idleMs\x12\x1b\n" +
+	"\tunread_ms\x18\x0f \x01(\x04R\bunreadMs\x12$\n" +
+	"\x0esilent_per_uid\x18\x10 \x01(\rR\fsilentPerUid\x12&\n" +
+	"\x0fimports_per_uid\x18\x11 \x01(\rR\rimportsPerUid*W\n" +
 	"\x05Reach\x12\x11\n" +
 	"\rREACH_UNKNOWN\x10\x00\x12\x0f\n" +
 	"\vREACH_NEVER\x10\x01\x12\x11\n" +
@@ -2918,7 +3130,7 @@ func file_zcstore_v1_zcstore_proto_rawDescGZIP() []byte {
 }
 
 var file_zcstore_v1_zcstore_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(Reach)(0),             // 0: zcstore.v1.Reach
 	(Swap)(0),              // 1: zcstore.v1.Swap
@@ -2953,6 +3165,7 @@ var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(*PinReply)(nil),       // 30: zcstore.v1.PinReply
 	(*StatusRequest)(nil),  // 31: zcstore.v1.StatusRequest
 	(*StatusReply)(nil),    // 32: zcstore.v1.StatusReply
+	(*Limits)(nil),         // 33: zcstore.v1.Limits
 }
 var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	3,  // 0: zcstore.v1.PutRequest.begin:type_name -> zcstore.v1.PutBegin
@@ -2972,33 +3185,34 @@ var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	1,  // 14: zcstore.v1.Guarantee.swap:type_name -> zcstore.v1.Swap
 	18, // 15: zcstore.v1.PinReply.version:type_name -> zcstore.v1.VersionInfo
 	20, // 16: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
-	2,  // 17: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
-	9,  // 18: zcstore.v1.Store.Have:input_type -> zcstore.v1.HaveRequest
-	12, // 19: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
-	16, // 20: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
-	17, // 21: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
-	21, // 22: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
-	23, // 23: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
-	25, // 24: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
-	27, // 25: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
-	29, // 26: zcstore.v1.Store.Pin:input_type -> zcstore.v1.PinRequest
-	31, // 27: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
-	5,  // 28: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
-	10, // 29: zcstore.v1.Store.Have:output_type -> zcstore.v1.HaveReply
-	13, // 30: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
-	18, // 31: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
-	18, // 32: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
-	22, // 33: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
-	24, // 34: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
-	26, // 35: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
-	28, // 36: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
-	30, // 37: zcstore.v1.Store.Pin:output_type -> zcstore.v1.PinReply
-	32, // 38: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
-	28, // [28:39] is the sub-list for method output_type
-	17, // [17:28] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	33, // 17: zcstore.v1.StatusReply.limits:type_name -> zcstore.v1.Limits
+	2,  // 18: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
+	9,  // 19: zcstore.v1.Store.Have:input_type -> zcstore.v1.HaveRequest
+	12, // 20: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
+	16, // 21: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
+	17, // 22: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
+	21, // 23: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
+	23, // 24: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
+	25, // 25: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
+	27, // 26: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
+	29, // 27: zcstore.v1.Store.Pin:input_type -> zcstore.v1.PinRequest
+	31, // 28: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
+	5,  // 29: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
+	10, // 30: zcstore.v1.Store.Have:output_type -> zcstore.v1.HaveReply
+	13, // 31: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
+	18, // 32: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
+	18, // 33: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
+	22, // 34: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
+	24, // 35: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
+	26, // 36: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
+	28, // 37: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
+	30, // 38: zcstore.v1.Store.Pin:output_type -> zcstore.v1.PinReply
+	32, // 39: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
+	29, // [29:40] is the sub-list for method output_type
+	18, // [18:29] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_zcstore_v1_zcstore_proto_init() }
@@ -3032,7 +3246,7 @@ func file_zcstore_v1_zcstore_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zcstore_v1_zcstore_proto_rawDesc), len(file_zcstore_v1_zcstore_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
