@@ -158,7 +158,15 @@ func greet(w io.Writer, cfg Config, st store.Status) {
 	if cfg.Socket != socketpath.Usual() { // the other terminal has another environment
 		flag = " --socket " + cfg.Socket
 	}
-	fmt.Fprintf(w, "\nNext, in another terminal:\n  zcctl%s put NAME DIR      # DIR: a Hugging Face or sentence-transformers directory\n  zcctl%s status\n\nCtrl-C ends the daemon; what is stored stays for the next start.\n", flag, flag)
+	fmt.Fprintf(w, "\nNext, in another terminal:\n  zcctl%s put NAME DIR      # DIR: a Hugging Face or sentence-transformers directory\n  zcctl%s status\n\nCtrl-C ends the daemon; what is stored %s.\n", flag, flag, fate(st))
+}
+
+// fate is what an end of the daemon means for what is stored.
+func fate(st store.Status) string {
+	if st.Guards.SurvivesRestart {
+		return "stays for the next start"
+	}
+	return "goes with it"
 }
 
 func newLogger(cfg Config) (*zap.Logger, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
 )
 
 // Accounts compares a store at rest with its directory: what it says is used is what the kernel has allocated, there is a file
@@ -23,6 +24,15 @@ func Accounts(s Store) error {
 	st, err := s.Status()
 	if err != nil {
 		return fmt.Errorf("status: %w", err)
+	}
+	if st.OpenPuts == 0 && st.Reserved != 0 {
+		return fmt.Errorf("no put is open, and %d bytes are reserved", st.Reserved)
+	}
+	if st.Backing == shm.KindMemfd { // there is no directory; what has a name is ours, the catalog and nothing else besides
+		if catalog := uint64(1 << 20); st.OpenPuts != 0 || st.Overhead > catalog {
+			return fmt.Errorf("%d puts are still open, %d bytes are in files of no version", st.OpenPuts, st.Overhead)
+		}
+		return nil
 	}
 	files, blocks, strays, err := usage(st.Directory)
 	if err != nil {

@@ -144,7 +144,7 @@ func (r Remote) Status() (store.Status, error) {
 		return store.Status{}, err
 	}
 	return store.Status{
-		Instance: s.Instance, Directory: s.Directory, Adopted: int(s.AdoptedVersions), Capacity: s.CapacityBytes, Free: s.FreeBytes,
+		Instance: s.Instance, Backing: s.Backing, Directory: s.Directory, Adopted: int(s.AdoptedVersions), Capacity: s.CapacityBytes, Free: s.FreeBytes,
 		Totals: store.Totals{
 			Used: s.UsedBytes, Overhead: s.OverheadBytes, Held: s.HeldAfterDeleteBytes, Reserved: s.ReservedBytes,
 			Orphaned: s.OrphanedBytes, OwnMount: s.OwnMount,
