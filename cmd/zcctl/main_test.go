@@ -105,6 +105,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await": await, "exit": exit, "field": field, "mksafetensors": mkSafetensors, "nobody": nobody,
 			"puttree": putTree, "segments": segments, "dropsegments": dropSegments, "flipbits": flipBits,
+			"breakcatalog": breakCatalog, "dropmemory": dropMemory, "flipblobs": flipBlobs, "resident": resident,
 		},
 	})
 }
@@ -313,6 +314,58 @@ func flipBits(ts *testscript.TestScript, neg bool, args []string) {
 		_, err = f.WriteAt(b[len(b)-1:], int64(len(b)-1))
 		ts.Check(errors.Join(err, f.Close()))
 	}
+}
+
+// dropmemory: empties shared memory, as a reboot does.
+func dropMemory(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(os.RemoveAll(ts.Getenv("SEGMENTS")))
+}
+
+// breakcatalog: changes a byte in the middle of the catalog.
+func breakCatalog(ts *testscript.TestScript, neg bool, args []string) {
+	name := filepath.Join(ts.Getenv("SEGMENTS"), "catalog")
+	b, err := os.ReadFile(name)
+	ts.Check(err)
+	b[len(b)/2] ^= 1
+	ts.Check(os.WriteFile(name, b, 0o600))
+}
+
+// flipblobs: changes the last byte of every large blob in ./data.
+func flipBlobs(ts *testscript.TestScript, neg bool, args []string) {
+	files, err := filepath.Glob(ts.MkAbs("data/blobs/sha256/*"))
+	ts.Check(err)
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		ts.Check(err)
+		if len(b) < 64<<10 {
+			continue
+		}
+		b[len(b)-1] ^= 1
+		ts.Check(os.Chmod(name, 0o600))
+		ts.Check(os.WriteFile(name, b, 0o600))
+	}
+}
+
+// resident NAME: waits until every version of a model is in memory.
+func resident(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: resident NAME")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	c, err := client.Dial(ctx, client.Options{Socket: ts.Getenv(socketpath.Env)})
+	ts.Check(err)
+	defer c.Close()
+	until(ts, args[0]+" in memory", func() bool {
+		versions, err := c.List(ctx, args[0], false)
+		ts.Check(err)
+		for _, v := range versions {
+			if !v.Resident {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // holder REF FILE attaches REF, writes FILE, and holds until it is interrupted.

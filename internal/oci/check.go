@@ -297,7 +297,7 @@ func Rebuild(ctx context.Context, path string, opt Options, names func(*Version)
 		}
 	}
 	if _, err := l.root.Stat(ocispec.ImageIndexFile); err == nil {
-		kept = "index.json.before-" + time.Now().UTC().Format("20060102T150405")
+		kept = "index.json.before-" + time.Now().UTC().Format("20060102T150405.000000000")
 		if err := l.root.Link(ocispec.ImageIndexFile, kept); err != nil {
 			return "", fmt.Errorf("keep the old index: %w", err)
 		}

@@ -81,6 +81,9 @@ func (s *Store) adoptNamesLocked(cat *catalog) {
 		if e.Pinned {
 			m.pinned[e.Version] = true
 		}
+		if e.Owner != nil && !s.ownerLocked(tableFile(e.Version)).known { // a reboot took the catalog
+			s.owned[tableFile(e.Version)] = *e.Owner
+		}
 		if s.disk[e.Version] == nil {
 			v, err := s.data.Version(e.Version)
 			if err != nil {

@@ -18,18 +18,22 @@ import (
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
-// catalogFormat is what is written. Format 1, without a checksum, is read too.
+// catalogFormat is what is written. Format 1, without a checksum and with the models beside it, is read too.
 const catalogFormat = 2
 
-// catalogJSON is the file. Its checksum finds what a half-dead memory or another program did to it; the names themselves say
-// nothing about whether they are the right ones.
+// catalogJSON is the file. Its checksum finds what a half-dead memory or another program did to it.
 type catalogJSON struct {
-	Format int             `json:"format"`
-	Boot   string          `json:"boot,omitempty"`    // boot of the machine that wrote it: memory does not survive another
-	DataID string          `json:"data_id,omitempty"` // of the data directory that had it too
-	Data   string          `json:"data,omitempty"`    // where that was, for people
-	Sum    string          `json:"sum,omitempty"`     // CRC32C of content as it stands in the file
-	Models json.RawMessage `json:"models"`            // of names to modelJSON
+	Format  int                  `json:"format"`
+	Sum     string               `json:"sum,omitempty"`     // CRC32C of content as it stands in the file
+	Content json.RawMessage      `json:"content,omitempty"` // contentJSON
+	Models  map[string]modelJSON `json:"models,omitempty"`  // format 1
+}
+
+type contentJSON struct {
+	Boot   string               `json:"boot"`              // boot of the machine that wrote it: memory does not survive another
+	DataID string               `json:"data_id,omitempty"` // of the data directory that had it too
+	Data   string               `json:"data,omitempty"`    // where that was, for people
+	Models map[string]modelJSON `json:"models"`
 	// Unwritten are the versions that are not in the data directory. Any other that its index does not name was removed.
 	Unwritten []manifest.Digest `json:"unwritten,omitempty"`
 	// Owners are the uids that files of memory count for (owners.go).
@@ -53,35 +57,38 @@ type catalog struct {
 	owners    map[string]uint32
 }
 
-func catalogSum(models []byte) string { return fmt.Sprintf("%08x", crc32.Checksum(models, castagnoli)) }
+func catalogSum(content []byte) string {
+	return fmt.Sprintf("%08x", crc32.Checksum(content, castagnoli))
+}
 
 // parseCatalog reads a catalog, and believes no part of one that is damaged.
 func parseCatalog(b []byte) (*catalog, error) {
 	if len(strings.TrimSpace(string(b))) == 0 {
 		return nil, errors.New("it is empty")
 	}
-	var c catalogJSON
-	if err := json.Unmarshal(b, &c); err != nil {
+	var file catalogJSON
+	if err := json.Unmarshal(b, &file); err != nil {
 		return nil, err
 	}
-	if c.Format > catalogFormat {
-		return nil, fmt.Errorf("%w: format %d, this release reads %d", errNewer, c.Format, catalogFormat)
+	content := contentJSON{Models: file.Models}
+	switch {
+	case file.Format > catalogFormat:
+		return nil, fmt.Errorf("%w: format %d, this release reads %d", errNewer, file.Format, catalogFormat)
+	case file.Format == catalogFormat:
+		if sum := catalogSum(file.Content); sum != file.Sum {
+			return nil, fmt.Errorf("its content has checksum %s, it says %q", sum, file.Sum)
+		}
+		if err := json.Unmarshal(file.Content, &content); err != nil {
+			return nil, err
+		}
+	case file.Format != 1 || file.Models == nil:
+		return nil, fmt.Errorf("format %d", file.Format)
 	}
-	if c.Format < 1 {
-		return nil, fmt.Errorf("format %d", c.Format)
-	}
-	if sum := catalogSum(c.Models); c.Format > 1 && sum != c.Sum {
-		return nil, fmt.Errorf("its names have checksum %s, it says %q", sum, c.Sum)
-	}
-	var models map[string]modelJSON
-	if err := json.Unmarshal(c.Models, &models); err != nil {
-		return nil, err
-	}
-	out := &catalog{boot: c.Boot, dataID: c.DataID, data: c.Data, models: map[string]*model{}, unwritten: map[manifest.Digest]bool{}, owners: c.Owners}
-	for _, d := range c.Unwritten {
+	out := &catalog{boot: content.Boot, dataID: content.DataID, data: content.Data, models: map[string]*model{}, unwritten: map[manifest.Digest]bool{}, owners: content.Owners}
+	for _, d := range content.Unwritten {
 		out.unwritten[d] = true
 	}
-	for name, mj := range models {
+	for name, mj := range content.Models {
 		m, err := parseModel(name, mj)
 		if err != nil {
 			return nil, err
@@ -125,16 +132,16 @@ func encodeCatalog(c *catalog) ([]byte, error) {
 		slices.SortFunc(mj.Pinned, compareDigests)
 		models[name] = mj
 	}
-	content, err := json.Marshal(models)
+	content := contentJSON{Boot: c.boot, DataID: c.dataID, Data: c.data, Models: models, Owners: c.owners}
+	for d := range c.unwritten {
+		content.Unwritten = append(content.Unwritten, d)
+	}
+	slices.SortFunc(content.Unwritten, compareDigests)
+	b, err := json.Marshal(content)
 	if err != nil {
 		return nil, err
 	}
-	out := catalogJSON{Format: catalogFormat, Boot: c.boot, DataID: c.dataID, Data: c.data, Sum: catalogSum(content), Models: content, Owners: c.owners}
-	for d := range c.unwritten {
-		out.Unwritten = append(out.Unwritten, d)
-	}
-	slices.SortFunc(out.Unwritten, compareDigests)
-	return json.Marshal(out)
+	return json.Marshal(catalogJSON{Format: catalogFormat, Sum: catalogSum(b), Content: b})
 }
 
 func compareDigests(a, b manifest.Digest) int { return strings.Compare(string(a[:]), string(b[:])) }

@@ -95,7 +95,11 @@ func (s *Store) entriesLocked(next *model) []oci.Entry {
 			if s.disk[d] == nil {
 				continue
 			}
-			out = append(out, oci.Entry{Name: m.name, Tag: tag, Version: d, Created: m.created[d], Next: m.next, Pinned: m.pinned[d]})
+			e := oci.Entry{Name: m.name, Tag: tag, Version: d, Created: m.created[d], Next: m.next, Pinned: m.pinned[d]}
+			if o := s.ownerLocked(tableFile(d)); o.known {
+				e.Owner = &o.uid
+			}
+			out = append(out, e)
 		}
 	}
 	for name, m := range s.models {

@@ -136,6 +136,12 @@ func TestCase25Reboot(t *testing.T) {
 	if i := state(t, s, "a"); !i.Resident {
 		t.Errorf("after an attach: %+v", i)
 	}
+	s.mu.Lock()
+	o := s.ownerLocked(tableFile(a.Digest))
+	s.mu.Unlock()
+	if o != (owner{0, true}) {
+		t.Errorf("owner after the reboot: %+v", o)
+	}
 	// The automatic tags go on counting.
 	if res := put(t, s, "a", sealed(t, draft(bigRows(3)...))); fmt.Sprint(res.Version.Tags) != "[v2 latest]" {
 		t.Errorf("tags of the next put: %v", res.Version.Tags)

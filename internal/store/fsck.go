@@ -27,6 +27,7 @@ type FsckOptions struct {
 	Dir     string // of segments
 	Data    string // of the durable tier; empty: there is none
 	AnyFS   bool   // as in Options
+	BootID  string // as in Options
 	Rebuild bool   // make a new catalog, and a new index, of what is whole
 }
 
@@ -228,7 +229,7 @@ func (f *fsck) readCatalog(there, others bool) {
 			f.addName(d, m.name+":"+tag)
 		}
 	}
-	if boot, err := bootID(Options{}); err == nil && f.cat.boot != "" && f.cat.boot != boot {
+	if boot, err := bootID(Options{BootID: f.opt.BootID}); err == nil && f.cat.boot != "" && f.cat.boot != boot {
 		f.r.note("memory", "catalog", "", "it was written before this machine was started: a daemon does not take what is in memory for its own")
 	}
 }
@@ -277,11 +278,10 @@ func (f *fsck) checkVersion(ctx context.Context, d manifest.Digest) error {
 	return nil
 }
 
-// plain is an error without the path of the file it is about.
+// plain says what is wrong with a version whose table is there.
 func plain(err error) string {
-	var pe *os.PathError
-	if errors.As(err, &pe) && errors.Is(err, fs.ErrNotExist) {
-		return "a file of it is missing: " + short(pe.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "a segment of it is missing"
 	}
 	return err.Error()
 }
@@ -368,11 +368,14 @@ func (f *fsck) rebuild(ctx context.Context) error {
 	if f.s == nil {
 		return nil
 	}
-	boot, err := bootID(Options{})
+	boot, err := bootID(Options{BootID: f.opt.BootID})
 	if err != nil {
 		return err
 	}
 	c := &catalog{boot: boot, models: models, unwritten: map[manifest.Digest]bool{}}
+	if f.cat != nil {
+		c.owners = f.cat.owners
+	}
 	for d := range f.memory {
 		if !f.onDisk(d) {
 			c.unwritten[d] = true // with a data directory it is written there at the next start
@@ -383,7 +386,7 @@ func (f *fsck) rebuild(ctx context.Context) error {
 		return err
 	}
 	if old, err := f.readFile(catalogFile); err == nil {
-		kept := "catalog.before-" + time.Now().UTC().Format("20060102T150405")
+		kept := "catalog.before-" + time.Now().UTC().Format("20060102T150405.000000000")
 		if err := f.s.dir.ReplaceFile(kept, old); err != nil {
 			return fmt.Errorf("keep the old catalog: %w", err)
 		}
