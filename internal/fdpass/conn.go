@@ -321,6 +321,9 @@ func (c *Conn) header() error {
 	case len(fds) > n || n > maxRights:
 		closeAll(fds)
 		return fmt.Errorf("%w: %d came, %d were announced", ErrUnexpected, len(fds), n)
+	case lost > maxRights: // a record never has more
+		closeAll(fds)
+		return fmt.Errorf("%w: %d were not sent, a record has at most %d", ErrUnexpected, lost, maxRights)
 	case len(fds) < n: // cut: what came of it is of no use, and the process may be short of descriptors
 		closeAll(fds)
 		failed = ErrTruncated

@@ -252,7 +252,11 @@ func FromStatus(err error) error {
 	if !ok {
 		return &Error{Kind: KindOf(err), Err: err}
 	}
-	e = &Error{Kind: kindOfCode(s.Code()), Err: errors.New(s.Message())}
+	what := s.Message()
+	if what == "" { // nobody should have to read an empty line
+		what = s.Code().String()
+	}
+	e = &Error{Kind: kindOfCode(s.Code()), Err: errors.New(what)}
 	for _, d := range s.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.Domain == domain {
 			k, known := parseKind(info.Reason)
