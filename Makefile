@@ -10,7 +10,7 @@ IMAGE    ?= zcstore
 CROSS    ?= amd64 arm64
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race vet staticcheck fmt-check generate generate-check fuzz cross bench safetensors demo check docker
+.PHONY: help build test race vet staticcheck fmt-check generate generate-check fuzz faults soak offline cross bench safetensors demo check docker
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,15 @@ fuzz: ## every fuzz target for FUZZTIME (10s), one after the other
 		done; \
 	done; \
 	echo "$$n fuzz targets"; [ $$n -gt 0 ]
+
+faults: ## kills, failing steps and histories, as often as CI does them (about 3 minutes)
+	ZCSTORE_CI=1 $(GO) test -count=1 -v -timeout 15m -run '^TestCase' ./test/fault
+
+soak: ## the same for hours: 10,000 killed clients, 1,000 killed daemons, 2,000 histories, an hour of everything at once
+	ZCSTORE_SOAK=1 $(GO) test -count=1 -v -timeout 6h -run '^TestCase' ./test/fault
+
+offline: ## all tests in a network namespace that has no network (needs root)
+	unshare -n $(GO) test -count=1 ./...
 
 cross: ## build for every architecture, and vet the one that is not tested here
 	@for a in $(CROSS); do echo "== linux/$$a"; CGO_ENABLED=0 GOOS=linux GOARCH=$$a $(GO) build ./... || exit 1; done
