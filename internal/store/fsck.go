@@ -20,6 +20,7 @@ import (
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/shm/region"
 )
 
 // FsckOptions say what Fsck looks at.
@@ -549,7 +550,11 @@ func (f *fsck) metadata(sg *segment) (map[string]string, error) {
 		return nil, err
 	}
 	defer m.Close()
-	h, err := safetensors.Parse(m.Bytes())
+	var h *safetensors.Header
+	err = region.Guard(func() (err error) { // the file may be cut while it is read
+		h, err = safetensors.Parse(m.Bytes())
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,7 @@ import (
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/shm/region"
 )
 
 const (
@@ -341,19 +342,29 @@ func (s *Store) adoptVersion(digest manifest.Digest) (*version, error) {
 		return nil, fmt.Errorf("table: %w", err)
 	}
 	defer m.Close()
-	t, err := table.Open(m.Bytes())
+	var (
+		man  *manifest.Manifest
+		segs []table.Segment
+		locs []table.Location
+	)
+	err = region.Guard(func() error { // it may be cut while it is read
+		t, err := table.Open(m.Bytes())
+		if err != nil {
+			return err
+		}
+		if err := t.Verify(); err != nil {
+			return err
+		}
+		if man, segs, locs, err = t.Manifest(); err != nil {
+			return err
+		}
+		if t.Digest() != digest {
+			return fmt.Errorf("the table is of %v", t.Digest())
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	if err := t.Verify(); err != nil {
-		return nil, err
-	}
-	man, segs, locs, err := t.Manifest()
-	if err != nil {
-		return nil, err
-	}
-	if t.Digest() != digest {
-		return nil, fmt.Errorf("the table is of %v", t.Digest())
 	}
 	found := make([]*segment, len(segs))
 	for i, sg := range segs {

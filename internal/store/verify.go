@@ -17,12 +17,14 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/shm/region"
 )
 
 // Verified is what Verify found.
@@ -84,14 +86,27 @@ func (s *Store) verify(ctx context.Context, target string, quick bool) (_ *Verif
 }
 
 // scrub reads the tensors of a version, on all cores, and gives the places of those that are damaged. It reads with pread: a
-// mapping would cost a fault for each page, and a signal for one that is gone.
-func (s *Store) scrub(ctx context.Context, v *version, quick bool, out *Verified) ([]place, error) {
+// mapping would cost a fault for each page, and a signal for one that is gone. The table alone is mapped, and guarded.
+func (s *Store) scrub(ctx context.Context, v *version, quick bool, out *Verified) (bad []place, err error) {
 	tab, err := s.mapFile(tableFile(v.digest), v.tableUse.Size)
 	if err != nil {
 		return nil, err
 	}
 	defer tab.Close()
-	t, err := table.Open(tab.Bytes())
+	failpoint.Reached("verify.table-mapped")
+	err = region.Guard(func() (err error) {
+		bad, err = s.scrubBy(ctx, tab.Bytes(), v, quick, out)
+		return err
+	})
+	if errors.Is(err, zcerr.Fault) {
+		err = zcerr.New(zcerr.Corrupt, "table of %s: %w", out.Ref, err).WithHint("put the model again")
+	}
+	return bad, err
+}
+
+// scrubBy is scrub by a table that is mapped.
+func (s *Store) scrubBy(ctx context.Context, tab []byte, v *version, quick bool, out *Verified) ([]place, error) {
+	t, err := table.Open(tab)
 	if err == nil {
 		err = t.Verify()
 	}
@@ -154,7 +169,7 @@ func (s *Store) scrub(ctx context.Context, v *version, quick bool, out *Verified
 			defer wg.Done()
 			buf := make([]byte, scrubBytes)
 			for i := range next {
-				if err := check(i, buf); err != nil {
+				if err := region.Guard(func() error { return check(i, buf) }); err != nil {
 					cancel(err)
 				}
 			}

@@ -156,6 +156,8 @@ func Guard(f func() error) (err error) {
 // Caught is deferred with On as its first argument: it restores the setting, and makes a fault the error.
 //
 //	defer region.Caught(region.On(), &err)
+//
+// The mapping must still be known when it runs: a deferred Close of it belongs before this, so that it comes after.
 func Caught(before bool, err *error) {
 	debug.SetPanicOnFault(before)
 	if p := recover(); p != nil {
