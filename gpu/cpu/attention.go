@@ -12,6 +12,10 @@ const queryBlock = 16
 // Attention implements gpu.Queue. A task is one head of one sequence: V is turned once, so that both products are the
 // same loop over rows, then come blocks of queries with all their keys.
 func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
+	if k := q.d.k; k != nil {
+		q.attentionTiles(k, dst, qm, km, vm, a)
+		return
+	}
 	qs, ks, vs, ds := floats(qm), floats(km), floats(vm), floats(dst)
 	offsets := int32s(floats(a.Seqs.Offsets))
 	var mask []int32
@@ -40,8 +44,8 @@ func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 				}
 			}
 		}
-		s.tile = grow(s.tile, queryBlock*(n+size))
-		scores, out := s.tile[:queryBlock*n], s.tile[queryBlock*n:]
+		s.sums = grow(s.sums, queryBlock*(n+size))
+		scores, out := s.sums[:queryBlock*n], s.sums[queryBlock*n:]
 		for i := 0; i < n; i += queryBlock {
 			m := min(queryBlock, n-i)
 			product(scores, n, qs[(from+i)*qm.Stride+head*size:], m, qm.Stride, ks[from*km.Stride+head*size:], n, km.Stride, size)

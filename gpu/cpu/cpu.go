@@ -9,6 +9,7 @@
 package cpu
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -31,7 +32,8 @@ func (backend) Open(o gpu.Options) (gpu.Device, error) { return New(o) }
 type Device struct {
 	pool    gpu.Pool
 	threads int
-	err     error // of the environment; NewStream returns it
+	k       *kernels // nil: plain Go
+	err     error    // of the environment; NewStream returns it
 }
 
 // New makes a device. Options.Threads 0 is $ZCSTORE_THREADS, and without that what GOMAXPROCS says, which Go takes from
@@ -41,13 +43,18 @@ func New(o gpu.Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Device{threads: n}, nil
+	k, err := tier()
+	if err != nil {
+		return nil, err
+	}
+	return &Device{threads: n, k: k}, nil
 }
 
 // Default is the device that a program uses when it names none. It is not closed.
 var Default = sync.OnceValue(func() *Device {
 	n, err := threads(0)
-	return &Device{threads: max(n, 1), err: err}
+	k, kerr := tier()
+	return &Device{threads: max(n, 1), k: k, err: errors.Join(err, kerr)}
 })
 
 func threads(n int) (int, error) {
@@ -69,7 +76,15 @@ func threads(n int) (int, error) {
 
 // Info implements gpu.Device.
 func (d *Device) Info() gpu.Info {
-	return gpu.Info{Backend: "cpu", Name: fmt.Sprintf("go, %d threads", d.threads), Threads: d.threads}
+	return gpu.Info{Backend: "cpu", Name: fmt.Sprintf("%s, %d threads", d.Tier(), d.threads), Threads: d.threads}
+}
+
+// Tier names the instruction set that the device computes with: one of [Tiers].
+func (d *Device) Tier() string {
+	if d.k == nil {
+		return "go"
+	}
+	return d.k.name
 }
 
 // NewStream implements gpu.Device.
@@ -105,6 +120,7 @@ type weight struct {
 	rows, cols int // as stored
 	f32        []float32
 	half       []uint16
+	bf16       bool // half is BF16, else F16
 	widen      func(uint16) float32
 }
 
@@ -126,7 +142,7 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 		w.widen = widenF16
 	case tensor.BF16:
 		w.half, err = v.Uint16s()
-		w.widen = widenBF16
+		w.widen, w.bf16 = widenBF16, true
 	}
 	if err != nil {
 		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),

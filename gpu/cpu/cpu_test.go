@@ -3,6 +3,7 @@ package cpu_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,16 +13,43 @@ import (
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
+// open makes a device of a tier, or skips the test where the processor has not got it.
+func open(t testing.TB, tier string, threads int) *cpu.Device {
+	t.Helper()
+	if !slices.Contains(cpu.Tiers(), tier) {
+		t.Skipf("this processor runs %v, not %s", cpu.Tiers(), tier)
+	}
+	t.Setenv("ZCSTORE_CPU", tier)
+	d, err := cpu.New(gpu.Options{Threads: threads})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if d.Tier() != tier {
+		t.Fatalf("got tier %s, want %s", d.Tier(), tier)
+	}
+	return d
+}
+
+// tiers are all that there are kernels for, on any processor.
+var tiers = []string{"avx512", "avx2", "go"}
+
 func TestConformance(t *testing.T) {
-	for _, threads := range []int{1, 2, 5} {
-		t.Run(fmt.Sprintf("%d threads", threads), func(t *testing.T) {
-			dev, err := gpu.Open("cpu", gpu.Options{Threads: threads})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer dev.Close()
-			gputest.Run(t, dev)
-		})
+	for _, tier := range tiers {
+		for _, threads := range []int{1, 2, 5} {
+			t.Run(fmt.Sprintf("%s, %d threads", tier, threads), func(t *testing.T) {
+				gputest.Run(t, open(t, tier, threads))
+			})
+		}
+	}
+}
+
+func TestUnknownTier(t *testing.T) {
+	t.Setenv("ZCSTORE_CPU", "abacus")
+	_, err := cpu.New(gpu.Options{})
+	var e *cpu.TierError
+	if !errors.As(err, &e) || e.Tier != "abacus" || !slices.Contains(e.Have, "go") || !strings.Contains(err.Error(), "abacus") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -115,6 +143,18 @@ func BenchmarkLinear(b *testing.B) {
 				}
 			}
 			b.ReportMetric(2*float64(c[0]*c[1]*c[2])*float64(b.N)/b.Elapsed().Seconds()/1e9, "GF/s")
+		})
+	}
+}
+
+func TestPeak(t *testing.T) {
+	for _, tier := range tiers {
+		t.Run(tier, func(t *testing.T) {
+			p := open(t, tier, 1).Peak()
+			t.Logf("%.1f GF/s", p/1e9)
+			if (p > 0) != (tier != "go") {
+				t.Errorf("%s: %v", tier, p)
+			}
 		})
 	}
 }

@@ -17,6 +17,10 @@ func (q *queue) Linear(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 	if dst.Rows == 0 || dst.Cols == 0 {
 		return
 	}
+	if k := q.d.k; k != nil && g.K() > 0 {
+		q.linearTiles(k, dst, x, g, e)
+		return
+	}
 	xs, ds := floats(x), floats(dst)
 	var rs []float32
 	if e.Residual.Buf != nil {
@@ -41,13 +45,13 @@ func (q *queue) Linear(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 			n1, i1 := min(n0+tileN, w.N), min(i0+step, x.Rows)
 			rows := panel(w, n0, n1, s)
 			b := vector(bias, &s.bias)
-			s.tile = grow(s.tile, tileM*tileN)
+			s.sums = grow(s.sums, tileM*tileN)
 			for ; i0 < i1; i0 += tileM {
 				top := min(i0+tileM, i1)
-				product(s.tile, n1-n0, xs[i0*x.Stride:], top-i0, x.Stride, rows, n1-n0, g.K(), g.K())
+				product(s.sums, n1-n0, xs[i0*x.Stride:], top-i0, x.Stride, rows, n1-n0, g.K(), g.K())
 				for r := i0; r < top; r++ {
 					out := ds[r*dst.Stride+col+n0 : r*dst.Stride+col+n1]
-					acc := s.tile[(r-i0)*(n1-n0):][:n1-n0]
+					acc := s.sums[(r-i0)*(n1-n0):][:n1-n0]
 					if b != nil {
 						for j, v := range b[n0:n1] {
 							acc[j] += v

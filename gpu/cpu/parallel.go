@@ -9,7 +9,23 @@ import (
 
 // scratch is what one goroutine of an op works in. It is reused from op to op.
 type scratch struct {
-	tile, pack, bias []float32
+	sums, pack, bias []float32
+	stage, whole     []float32 // rows that become panels: widened, completed
+	rows             []float32 // rows of x, moved apart
+	seenK, seenV     []float32 // keys and values that are not hidden
+	scores, inv      []float32
+
+	// The arguments of kernels, here because what is called through a table would put them on the heap each time.
+	tile  tile
+	turn  turn
+	widen widen
+	block block
+	norm  norm
+}
+
+// forget drops the pointers to memory that is not ours.
+func (s *scratch) forget() {
+	s.tile, s.turn, s.widen, s.block, s.norm = tile{}, turn{}, widen{}, block{}, norm{}
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}

@@ -151,8 +151,13 @@ func binary(op gpu.Binary, x, y float32) float32 {
 // Act implements gpu.Queue.
 func (q *queue) Act(dst, x gpu.Matrix, a gpu.Act) {
 	ds, xs := floats(dst), floats(x)
-	q.rows(x, 16, func(i int, _ *scratch) {
+	q.rows(x, 16, func(i int, s *scratch) {
 		d := row(ds, dst, i)
+		if k := q.d.k; k != nil && k.acts[a] != nil && len(d) > 0 {
+			s.block = block{dst: &d[0], src: &row(xs, x, i)[0], rows: 1, cols: len(d)}
+			k.acts[a](&s.block)
+			return
+		}
 		copy(d, row(xs, x, i))
 		activate(d, a)
 	})
@@ -177,8 +182,17 @@ func (q *queue) norm(dst, x, residual gpu.Matrix, gamma, beta *gpu.Weight, eps f
 	}
 	var gs, bs []float32 // memory for 16-bit gains
 	g, b := vector(gamma, &gs), vector(beta, &bs)
-	q.rows(x, 4, func(i int, _ *scratch) {
+	q.rows(x, 4, func(i int, s *scratch) {
 		d, v := row(ds, dst, i), row(xs, x, i)
+		if k := q.d.k; k != nil && len(d) > 0 {
+			s.norm = norm{dst: &d[0], src: &v[0], gamma: first(g), beta: first(b), n: len(d), center: boolInt(center),
+				part: 1 / float32(len(d)), eps: eps}
+			if rs != nil {
+				s.norm.res = &row(rs, residual, i)[0]
+			}
+			k.normRow(&s.norm)
+			return
+		}
 		if rs != nil {
 			for j, r := range row(rs, residual, i) {
 				d[j] = v[j] + r
@@ -213,8 +227,16 @@ func (q *queue) norm(dst, x, residual gpu.Matrix, gamma, beta *gpu.Weight, eps f
 // Softmax implements gpu.Queue.
 func (q *queue) Softmax(dst, x gpu.Matrix) {
 	ds, xs := floats(dst), floats(x)
-	q.rows(x, 8, func(i int, _ *scratch) {
+	q.rows(x, 8, func(i int, s *scratch) {
 		d := row(ds, dst, i)
+		if k := q.d.k; k != nil && len(d) > 0 {
+			s.inv = grow(s.inv, 1)
+			s.block = block{dst: &d[0], src: &row(xs, x, i)[0], rows: 1, cols: len(d), inv: &s.inv[0], scale: 1}
+			k.expRows(&s.block)
+			s.block.src = s.block.dst
+			k.scaleRows(&s.block)
+			return
+		}
 		copy(d, row(xs, x, i))
 		weigh(d, 1, nil, 0)
 	})
@@ -311,6 +333,14 @@ func (q *queue) L2Normalize(dst, x gpu.Matrix, eps float32) {
 			d[j] = float32(float64(e) * inv)
 		}
 	})
+}
+
+// first is a pointer to the first element, or nil.
+func first(f []float32) *float32 {
+	if len(f) == 0 {
+		return nil
+	}
+	return &f[0]
 }
 
 func boolInt(b bool) int {

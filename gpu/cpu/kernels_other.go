@@ -1,0 +1,6 @@
+//go:build !amd64
+
+package cpu
+
+// tiers is empty: plain Go computes.
+var tiers []*kernels

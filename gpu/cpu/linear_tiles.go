@@ -1,0 +1,245 @@
+package cpu
+
+import (
+	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/shm/tensor"
+)
+
+// This file is Linear on the kernels of a tier. A weight is cut into chunks of columns. For each chunk its rows become
+// panels in the scratch of one goroutine, small enough for the second-level cache, and are used for all rows of x: no
+// other form of the weight outlives the chunk. See gemm in internal/asmgen for the one order in which sums are made.
+
+// lanes is the number of columns of a panel.
+const lanes = 16
+
+// chunkBytes bounds the panels of a chunk: half of a second-level cache of a megabyte.
+const chunkBytes = 512 << 10
+
+func roundUp(n, to int) int { return (n + to - 1) / to * to }
+
+// chunks is how a product is divided into tasks: cols columns by rows rows.
+type chunks struct{ cols, rows int }
+
+// divide makes enough tasks for the threads. Dividing rows makes panels more than once, so columns come first.
+func (d *Device) divide(g *gpu.Group, rows int) chunks {
+	c := chunks{cols: 4 * lanes, rows: rows}
+	for c.cols > lanes && 4*c.cols*g.K() > chunkBytes || c.cols > 2*lanes && g.N() < 2*c.cols*d.threads {
+		c.cols /= 2
+	}
+	for c.rows > 96 && g.N()*rows < 2*c.cols*c.rows*d.threads {
+		c.rows = (c.rows + 1) / 2
+	}
+	return c
+}
+
+func (c chunks) of(w *gpu.Weight, rows int) int {
+	return (w.N + c.cols - 1) / c.cols * c.down(rows)
+}
+
+func (c chunks) down(rows int) int { return (rows + c.rows - 1) / c.rows }
+
+// linearTiles is Linear on kernels.
+func (q *queue) linearTiles(k *kernels, dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
+	c := q.d.divide(g, x.Rows)
+	tasks := 0
+	for i := range g.Len() {
+		w, _ := g.At(i)
+		tasks += c.of(w, x.Rows)
+	}
+	q.fail(q.d.parallel(tasks, x.Rows*g.N()*g.K()/16, func(t int, s *scratch) {
+		col := 0 // of dst, where the weight begins
+		for i := range g.Len() {
+			w, bias := g.At(i)
+			if n := c.of(w, x.Rows); t >= n {
+				t -= n
+				col += w.N
+				continue
+			}
+			n0, i0 := t/c.down(x.Rows)*c.cols, t%c.down(x.Rows)*c.rows
+			n1, i1 := min(n0+c.cols, w.N), min(i0+c.rows, x.Rows)
+			l := chunk{k: k, s: s, e: e, n: n1 - n0, depth: w.K,
+				dst: dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0), x: x.Slice(i0, i1-i0)}
+			if e.Residual.Buf != nil {
+				l.e.Residual = e.Residual.Slice(i0, i1-i0).Columns(col+n0, n1-n0)
+			}
+			if b := vector(bias, &s.bias); b != nil {
+				l.bias = b[n0:n1]
+			}
+			l.panels = k.panels(w, n0, n1, s)
+			l.step = 4 * lanes
+			l.panel = 4 * lanes * roundUp(w.K, lanes)
+			l.run()
+			return
+		}
+	}))
+}
+
+// chunk is some columns of a product, for all its rows.
+type chunk struct {
+	k      *kernels
+	s      *scratch
+	dst, x gpu.Matrix
+	e      gpu.Epilogue
+	bias   []float32 // of the columns, or nil
+	n      int       // columns
+	depth  int       // K
+	panels []float32 // panel 0
+	panel  int       // bytes from panel to panel
+	step   int       // bytes from k to k
+}
+
+// run goes down the rows in tiles of about the same height, and over the panels for each.
+func (c *chunk) run() {
+	xs, ds := floats(c.x), floats(c.dst)
+	var rs []float32
+	if c.e.Residual.Buf != nil {
+		rs = floats(c.e.Residual)
+	}
+	// The residual is added after the activation and may be what dst holds, so that both together need room of their own.
+	apart := rs != nil && c.e.Act != gpu.None
+	if apart {
+		c.s.sums = grow(c.s.sums, c.k.maxRows*c.n)
+	}
+	c.k.down(c.x.Rows, c.n, func(i, m int) {
+		a, lda := xs[i*c.x.Stride:], c.x.Stride
+		if m > 4 && 4*lda%4096 == 0 {
+			a, lda = c.padded(a, m)
+		}
+		t := &c.s.tile
+		*t = tile{a: &a[0], lda: 4 * lda, panel: c.panel, step: c.step, k: c.depth, ldc: 4 * c.dst.Stride, ldres: 4 * c.e.Residual.Stride}
+		out := ds[i*c.dst.Stride:]
+		if apart {
+			out, t.ldc = c.s.sums, 4*c.n
+		}
+		c.k.across(c.n, m, func(col, width, panels int) {
+			t.b = &c.panels[col/lanes*(c.panel/4)]
+			t.c = &out[col]
+			t.lanes = width - (panels-1)*lanes
+			if c.bias != nil {
+				t.bias = &c.bias[col]
+			}
+			if rs != nil && !apart {
+				t.res = &rs[i*c.e.Residual.Stride+col]
+			}
+			c.k.gemm[m][panels](t)
+		})
+		if f := c.k.acts[c.e.Act]; f != nil {
+			b := &c.s.block
+			*b = block{dst: &out[0], src: &out[0], lddst: t.ldc, ldsrc: t.ldc, rows: m, cols: c.n}
+			f(b)
+		}
+		for r := 0; apart && r < m; r++ {
+			c.s.norm = norm{dst: &ds[(i+r)*c.dst.Stride], src: &out[r*c.n], res: &rs[(i+r)*c.e.Residual.Stride], n: c.n}
+			c.k.addRow(&c.s.norm)
+		}
+	})
+	c.s.forget()
+}
+
+// padded copies m rows to a distance that is no multiple of 4096 bytes, which would have them share cache sets.
+func (c *chunk) padded(a []float32, m int) ([]float32, int) {
+	ld := c.depth + lanes
+	c.s.rows = grow(c.s.rows, m*ld)
+	for r := range m {
+		copy(c.s.rows[r*ld:][:c.depth], a[r*c.x.Stride:])
+	}
+	return c.s.rows, ld
+}
+
+// down calls f for tiles of rows, of about the same height and at most the largest for the number of columns.
+func (k *kernels) down(rows, cols int, f func(i, m int)) {
+	most := k.maxRows
+	if k.maxPanels == 4 && rows <= 6 {
+		most = 6
+	}
+	tiles := (rows + most - 1) / most
+	for t := range tiles {
+		i := rows * t / tiles
+		f(i, rows*(t+1)/tiles-i)
+	}
+}
+
+// across calls f for tiles of 4, 2 or 1 panels, as many as a tile of m rows can have. width is the columns that there are.
+func (k *kernels) across(cols, m int, f func(col, width, panels int)) {
+	for col := 0; col < cols; {
+		panels := 1
+		left := (cols - col + lanes - 1) / lanes
+		switch {
+		case left >= 4 && k.gemm[m][4] != nil:
+			panels = 4
+		case left >= 2 && k.gemm[m][2] != nil:
+			panels = 2
+		}
+		width := min(panels*lanes, cols-col)
+		f(col, width, panels)
+		col += width
+	}
+}
+
+// panels makes panels of the columns n0 to n1 of a weight, in scratch.
+func (k *kernels) panels(w *gpu.Weight, n0, n1 int, s *scratch) []float32 {
+	c := w.Data().(*weight)
+	depth := roundUp(w.K, lanes)
+	s.pack = grow(s.pack, roundUp(n1-n0, lanes)*depth)
+	for n := n0; n < n1; n += lanes {
+		p := s.pack[(n-n0)*depth:][:lanes*depth]
+		m := min(lanes, n1-n)
+		switch {
+		case w.Role == tensor.LinearT:
+			k.gatherPanel(p, c, n, m, w.K, w.N)
+		case c.half == nil:
+			k.turnRows(p, c.f32[n*w.K:], m, w.K, w.K, s)
+		default:
+			s.stage = grow(s.stage, lanes*depth)
+			for r := range m {
+				k.widenRow(s.stage[r*depth:][:w.K], c, (n+r)*w.K, s)
+			}
+			k.turnRows(p, s.stage, lanes, depth, depth, s)
+		}
+	}
+	return s.pack
+}
+
+// gatherPanel makes a panel of a turned weight, whose rows are the lines already.
+func (k *kernels) gatherPanel(p []float32, c *weight, n, m, depth, stride int) {
+	for i := range depth {
+		line := p[i*lanes:][:m]
+		if c.half == nil {
+			copy(line, c.f32[i*stride+n:])
+			continue
+		}
+		for j, h := range c.half[i*stride+n:][:m] {
+			line[j] = c.widen(h)
+		}
+	}
+}
+
+// turnRows makes a panel of up to 16 rows. Rows that are fewer, or no multiple of 16 long, are completed in scratch.
+func (k *kernels) turnRows(p, rows []float32, m, cols, ld int, s *scratch) {
+	if m < lanes || cols%lanes != 0 {
+		wide := roundUp(cols, lanes)
+		s.whole = grow(s.whole, lanes*wide)
+		for r := range m {
+			copy(s.whole[r*wide:][:cols], rows[r*ld:])
+		}
+		rows, cols, ld = s.whole, wide, wide
+	}
+	s.turn = turn{src: &rows[0], ld: 4 * ld, dst: &p[0], blocks: cols / k.turnBlock}
+	k.turn(&s.turn)
+}
+
+// widenRow makes F32 of the values from an index on.
+func (k *kernels) widenRow(dst []float32, c *weight, from int, s *scratch) {
+	src := c.half[from:][:len(dst)]
+	if n := len(dst) / lanes; n > 0 {
+		s.widen = widen{src: &src[0], dst: &dst[0], blocks: n}
+		if c.bf16 {
+			k.widenBF16(&s.widen)
+		} else {
+			k.widenF16(&s.widen)
+		}
+	}
+	for i := len(dst) / lanes * lanes; i < len(dst); i++ {
+		dst[i] = c.widen(src[i])
+	}
+}
