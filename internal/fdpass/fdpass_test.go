@@ -164,7 +164,7 @@ func TestUnawareClient(t *testing.T) {
 }
 
 // What such a client would do to files that are sent all the same: a plain read drops them.
-func TestPlainReadDropsFiles(t *testing.T) {
+func TestCase11PlainReadDropsFiles(t *testing.T) {
 	files := marked(t, 1)
 	base := memfds(t)
 	server, client := pairOf(t, ServerOptions{})
@@ -182,7 +182,7 @@ func TestPlainReadDropsFiles(t *testing.T) {
 }
 
 // At RLIMIT_NOFILE a batch is cut: its calls fail with ErrTruncated, later ones on the connection work.
-func TestTruncated(t *testing.T) { inChild(t, "truncated") }
+func TestCase10CutBatch(t *testing.T) { inChild(t, "truncated") }
 
 func TestTooManyRefs(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -611,7 +611,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 }
 
 // A client that never reads is cut after the write deadline, and others go on meanwhile.
-func TestSlowReader(t *testing.T) {
+func TestCase17SlowReader(t *testing.T) {
 	server, client := pairOf(t, ServerOptions{WriteTimeout: 50 * time.Millisecond})
 	start := time.Now()
 	var err error
@@ -660,7 +660,7 @@ func TestSlowReaderOfServer(t *testing.T) {
 }
 
 // The trap of grpc-go 1.85: a conn that is a *net.UnixConn, or has ReadOnReady, is read past its Read.
-func TestConnIsItsOwnType(t *testing.T) {
+func TestCase11ConnIsReadByItself(t *testing.T) {
 	server, raw := pairOf(t, ServerOptions{})
 	client, _ := clientOf(t, ClientOptions{})
 	for name, c := range map[string]net.Conn{"server": server, "client": client} {
@@ -681,7 +681,7 @@ func TestConnIsItsOwnType(t *testing.T) {
 	}
 }
 
-func TestUnexpectedFiles(t *testing.T) {
+func TestCase14UnexpectedFiles(t *testing.T) {
 	files := marked(t, 2)
 	base := memfds(t)
 	fd := int(files[0].Fd())
@@ -871,4 +871,77 @@ func TestCutBatchKeepsItsPlace(t *testing.T) {
 		t.Error(err)
 	}
 	backTo(t, base)
+}
+
+// As many files as the kernel takes in one message, where none belong: all are closed. One more the sender's kernel refuses.
+func TestCase14AsManyFilesAsTheKernelTakes(t *testing.T) {
+	files := marked(t, 1)
+	base := memfds(t)
+	a, b := sockets(t)
+	fds := make([]int, maxRights)
+	for i := range fds {
+		fds[i] = int(files[0].Fd())
+	}
+	if err := SendFDs(a, []byte("x"), fds...); err != nil {
+		t.Fatal(err)
+	}
+	if _, got, err := RecvFDs(b, make([]byte, 8), 1); !errors.Is(err, ErrUnexpected) || got != nil {
+		t.Errorf("%d files where one belongs: %v", maxRights, err)
+	}
+	backTo(t, base)
+	if _, _, err := a.WriteMsgUnix([]byte("x"), unix.UnixRights(append(fds, fds[0])...), nil); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("one more than the kernel takes: %v", err)
+	}
+	// To a server, as gRPC bytes: dropped, and the connection is ended, since they are no HTTP/2.
+	server, client := pairOf(t, ServerOptions{})
+	if err := SendFDs(client, []byte("none of this is HTTP/2"), fds...); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := server.Read(make([]byte, 64)); n == 0 || err != nil {
+		t.Error(n, err)
+	}
+	backTo(t, base)
+}
+
+// A client that reads nothing is cut although the socket has room, and takes the files that wait for it along; one that reads, or
+// to which nothing was sent, stays.
+func TestCase17UnreadRepliesAreCut(t *testing.T) {
+	const unread = 80 * time.Millisecond
+	files := marked(t, 1)
+	base := memfds(t)
+	idle, _ := pairOf(t, ServerOptions{Unread: unread})
+	reads, reader := pairOf(t, ServerOptions{Unread: unread})
+	stuck, other := pairOf(t, ServerOptions{Unread: unread})
+	for _, c := range []*Conn{reads, stuck} {
+		c.framed = true
+		if _, err := c.Queue(files[0]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte("reply")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 64)
+	if _, got, err := RecvFDs(reader, buf, 1); err != nil || len(got) != 1 {
+		t.Fatal(got, err)
+	} else {
+		got[0].Close()
+	}
+	select {
+	case <-stuck.done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("a client that reads nothing is not cut")
+	}
+	for name, c := range map[string]*Conn{"idle": idle, "reading": reads} {
+		select {
+		case <-c.done:
+			t.Errorf("the %s client was cut", name)
+		default:
+		}
+		if _, err := c.Write([]byte("more")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	other.Close()
+	backTo(t, base) // what was on its way went with the socket
 }

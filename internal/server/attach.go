@@ -78,7 +78,7 @@ func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (_ *z
 		return nil, nil, err
 	}
 	defer func() {
-		if err != nil {
+		if release == nil { // an error, or a panic
 			back()
 		}
 	}()

@@ -39,7 +39,7 @@ func pair(t *testing.T) (a, b *net.UnixConn) {
 	return a, b
 }
 
-func TestTicketIsForOnePeerAndOneUse(t *testing.T) {
+func TestCase68TicketIsForOnePeerAndOneUse(t *testing.T) {
 	s := New(nil, nil, "test")
 	owner := peercred.Cred{UID: 1000, PID: 10, Process: 7}
 	for _, thief := range []peercred.Cred{{UID: 1000, PID: 11, Process: 7}, {UID: 1001, PID: 10, Process: 7}, {UID: 1000, PID: 10, Process: 8}} {
@@ -122,7 +122,7 @@ func TestEndsAtOnceBesideHalfConnections(t *testing.T) {
 	}
 }
 
-func TestListenRefuses(t *testing.T) {
+func TestCase24ListenRefuses(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
