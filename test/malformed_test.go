@@ -83,7 +83,7 @@ var headers = []struct {
 }
 
 // The kinds have these exit codes, whatever zcerr's table says.
-var exits = map[zcerr.Kind]int{zcerr.Invalid: 2, zcerr.NotFound: 3, zcerr.Conflict: 4, zcerr.Unsupported: 10}
+var exits = map[zcerr.Kind]int{zcerr.Invalid: 2, zcerr.NotFound: 3, zcerr.Conflict: 4, zcerr.NoSpace: 6, zcerr.Unsupported: 10}
 
 // refused fails unless err is of that kind, with its exit code, and says what it must.
 func refused(t *testing.T, err error, kind zcerr.Kind, says []string) {

@@ -9,6 +9,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/peercred"
 	"github.com/zcstore/zcstore/internal/store"
@@ -18,8 +20,30 @@ import (
 // receive takes the bytes of a put from a raw connection: the wanted rows in order, without framing.
 func (s *Server) receive(conn *net.UnixConn, cred peercred.Cred, ticket string) error {
 	return s.withTicket(conn, cred, ticket, func(up *upload) error {
-		return up.put.Fill(up.ctx, &idleReader{conn: conn, ctx: up.ctx, idle: s.ledger.Limits().Idle})
+		if err := up.put.Fill(up.ctx, &idleReader{conn: conn, ctx: up.ctx, idle: s.ledger.Limits().Idle}); err != nil {
+			return err
+		}
+		if more, err := pendingBytes(conn); err != nil || more {
+			return errors.Join(err, zcerr.New(zcerr.Invalid, "more bytes came than the %d that were asked for", up.put.WantedBytes()).WithHint("send the wanted rows in order and nothing else"))
+		}
+		return nil
 	})
+}
+
+// pendingBytes reports that bytes wait to be read. It does not wait for some.
+func pendingBytes(conn *net.UnixConn) (bool, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var n int
+	if err := raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, _ = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	}); err != nil {
+		return false, err
+	}
+	return n > 0, nil
 }
 
 // receiveSources takes the bytes of a put in frames: files, whose rows the daemon reads itself, and bytes of rows in any order.

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"golang.org/x/sys/unix"
+
 	"github.com/zcstore/zcstore/internal/units"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -13,7 +15,10 @@ const (
 	marginFiles  = 4 << 20
 )
 
-const budget = "the budget"
+const (
+	sharedMemory = "shared memory"
+	budget       = "the budget"
+)
 
 // Room is what can be allocated now, and what says so.
 type Room struct {
@@ -30,7 +35,7 @@ func (s *Store) Room() (Room, error) {
 	if err != nil {
 		return Room{}, err
 	}
-	room := Room{Free: leave(space.Free, space.Size, marginFiles), Of: space.Size, What: "shared memory",
+	room := Room{Free: leave(space.Free, space.Size, marginFiles), Of: space.Size, What: sharedMemory,
 		hint: "remove a version ('zcctl ls', 'zcctl rm REF'), or give shared memory more room: mount -o remount,size=SIZE /dev/shm, docker run --shm-size=SIZE"}
 	limits, err := s.memLimits()
 	if err != nil {
@@ -44,6 +49,12 @@ func (s *Store) Room() (Room, error) {
 			}
 		}
 	}
+	// A file over RLIMIT_FSIZE is refused with a signal that ends most programs.
+	var file unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &file); err == nil && file.Cur < room.Free {
+		room = Room{Free: file.Cur, Of: file.Cur, What: "the daemon's limit of a file's size (RLIMIT_FSIZE)",
+			hint: "raise the limit: LimitFSIZE=infinity in the daemon's unit, ulimit -f unlimited"}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	room.Free -= min(room.Free, s.admitted)
@@ -56,7 +67,7 @@ func (s *Store) Room() (Room, error) {
 				hint: "remove a version ('zcctl ls', 'zcctl rm REF'), see who holds deleted ones ('zcctl ls --all', 'zcctl ps'), or start the daemon with a larger --max-bytes"}
 		}
 	}
-	if held := s.heldBytesLocked(); held > 0 && room.What != budget {
+	if held := s.heldBytesLocked(); held > 0 && room.What == sharedMemory {
 		room.hint = units.Bytes(held) + " are held by workers of deleted versions: see 'zcctl ps'; or remove a version: 'zcctl rm REF'"
 	}
 	return room, nil

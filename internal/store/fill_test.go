@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
 )
 
 // pending is a draft sealed without a digest of the rows of 64 KiB and more, and its data.
@@ -443,3 +445,32 @@ func damageAt(t *testing.T, path string, at int64) {
 }
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+
+// Case 38: what is over the budget is refused before anything is allocated, the whole model and a single tensor alike.
+func TestCase38OverTheBudget(t *testing.T) {
+	s, err := Open(Options{Dir: testPath(t), MaxBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	var steps []string
+	shm.SetHook(func(step string) error { steps = append(steps, step); return nil })
+	t.Cleanup(func() { shm.SetHook(nil) })
+	for _, rows := range [][]row{{{"x", 1<<20 + 1, 1}}, {{"x", 600_000, 1}, {"y", 600_000, 2}}} {
+		for _, v := range []*manifest.Sealed{sealed(t, draft(rows...)), pending(t, rows...)} {
+			p, err := s.Begin(PutSpec{Ref: "m", Manifest: v.Encoded, Pending: v.Pending})
+			if err == nil {
+				p.Abort()
+			}
+			if !errors.Is(err, zcerr.NoSpace) || !strings.Contains(err.Error(), "needed") || !strings.Contains(err.Error(), "left of the budget of 1.0 MiB") || !strings.Contains(zcerr.HintOf(err), "--max-bytes") {
+				t.Errorf("%v; %s", err, zcerr.HintOf(err))
+			}
+		}
+	}
+	if slices.Contains(steps, "fallocate") {
+		t.Errorf("something was allocated: %v", steps)
+	}
+	shm.SetHook(nil)
+	put(t, s, "m", sealed(t, draft(row{"x", 600_000, 1})))
+	check(t, s)
+}
