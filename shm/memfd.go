@@ -48,6 +48,7 @@ type Memfd struct {
 	mu    sync.Mutex
 	files map[string]*memFile // guarded by mu; by the name without generation
 	last  map[string]uint64   // guarded by mu; the last generation that was tried, of each name that has any
+	stale map[string]bool     // guarded by mu; old generations that the keeper could not be told to drop
 }
 
 type memFile struct {
@@ -62,7 +63,7 @@ var _ Backing = (*Memfd)(nil)
 // process. It owns the files of kept. Those that are no sealed regular files are closed, dropped, and reported in refused; so
 // is nothing else.
 func NewMemfd(keeper Keeper, kept []Kept) (m *Memfd, refused []error) {
-	m = &Memfd{keeper: keeper, files: map[string]*memFile{}, last: map[string]uint64{}}
+	m = &Memfd{keeper: keeper, files: map[string]*memFile{}, last: map[string]uint64{}, stale: map[string]bool{}}
 	for _, k := range kept {
 		if err := m.adopt(k); err != nil {
 			refused = append(refused, fmt.Errorf("kept descriptor %q: %w", k.Name, err))
@@ -83,23 +84,36 @@ func (m *Memfd) adopt(k Kept) error {
 	if err := checkSealed(k.File); err != nil {
 		return err
 	}
-	have := m.files[name]
-	if have != nil && have.generation >= generation {
-		return fmt.Errorf("generation %d is newer", have.generation)
-	}
 	f, err := reopen(k.File)
 	if err != nil {
 		return err
 	}
 	k.File.Close()
-	m.files[name] = &memFile{f: f, keptAs: k.Name, generation: generation}
-	if generation > 0 {
-		m.last[name] = generation
-	}
-	if have != nil { // a daemon that ended between the two steps of a replacement
-		return errors.Join(have.f.Close(), m.drop(have.keptAs))
+	next := &memFile{f: f, keptAs: k.Name, generation: generation}
+	m.last[name] = max(m.last[name], generation)
+	have := m.files[name]
+	switch {
+	case have == nil:
+		m.files[name] = next
+	case have.generation < generation: // a daemon that ended between the two steps of a replacement
+		m.files[name] = next
+		m.retireLocked(have)
+	default:
+		m.retireLocked(next)
 	}
 	return nil
+}
+
+// retireLocked lets go of an old generation. It is no error when that fails, since the higher one wins; it is tried again with
+// the next.
+func (m *Memfd) retireLocked(old *memFile) {
+	old.f.Close()
+	m.stale[old.keptAs] = true
+	for name := range m.stale {
+		if m.drop(name) == nil {
+			delete(m.stale, name)
+		}
+	}
 }
 
 // splitGeneration takes NAME.7 apart; a name without a number is of generation 0.
@@ -334,8 +348,7 @@ func (m *Memfd) replaceLocked(name string, own *os.File) error {
 	}
 	m.files[name] = next
 	if old != nil {
-		old.f.Close()
-		_ = m.drop(old.keptAs) // the higher generation wins anyway
+		m.retireLocked(old)
 	}
 	return nil
 }

@@ -174,11 +174,11 @@ type segment struct {
 	pins int    // open puts that plan to use it
 }
 
-// IsFile tells whether a name is one that a store gives to its files, the catalog's with its generation.
+// IsFile tells whether a name is one that a store gives to its files, with the generation of one that was replaced.
 func IsFile(name string) bool {
 	base, _, _ := strings.Cut(name, ".")
 	hexID := func(prefix string, bytes int) bool {
-		id, ok := strings.CutPrefix(name, prefix)
+		id, ok := strings.CutPrefix(base, prefix)
 		raw, err := hex.DecodeString(id)
 		return ok && err == nil && len(raw) == bytes
 	}

@@ -250,6 +250,9 @@ func (s *Store) openWhole(name string, size uint64) (*os.File, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, zcerr.New(zcerr.Corrupt, "%w", err).WithHint("put the model again")
 	}
+	if err != nil {
+		return nil, err
+	}
 	use, err := shm.UsageOf(f)
 	if err == nil && use.Size != size {
 		err = zcerr.New(zcerr.Corrupt, "a file of %d bytes has %d: it was cut or written behind the daemon's back", size, use.Size).WithHint("put the model again")

@@ -175,7 +175,63 @@ func TestCase35EveryStepFails(t *testing.T) {
 					if n > 500 {
 						t.Fatal("it has no end")
 					}
-					step := failOnce(t, op, f.err, f.kind, n, digests)
+					step := failOnce(t, inDir, op, f.err, f.kind, n, digests)
+					if step == "" {
+						break
+					}
+					hit = append(hit, step)
+				}
+				t.Logf("%d steps failed: %s", len(hit), strings.Join(hit, " "))
+				if len(hit) == 0 {
+					t.Error("the operation has no step")
+				}
+			})
+		}
+	}
+}
+
+// A ground is what a store stands on while it is opened again and again. fds counts this process's descriptors, but for those
+// that it has for every stored file; gone ends it.
+type ground struct {
+	open func() (*store.Store, error)
+	fds  func() int
+	gone func()
+}
+
+func inDir(t *testing.T) ground {
+	dir := storetest.Dir(t)
+	return ground{
+		open: func() (*store.Store, error) { return store.Open(store.Options{Dir: dir}) },
+		fds:  countFDs,
+		gone: func() { os.RemoveAll(dir) },
+	}
+}
+
+func inMemfds(t *testing.T) ground {
+	k := storetest.NewKeeper(t)
+	return ground{
+		open: func() (*store.Store, error) { return store.Open(store.Options{Backing: k.Open(t)}) },
+		// Those of the store and the keeper, but for old generations, which only the keeper still has.
+		fds:  func() int { return countFDs() - 2*k.Len() + k.Stale() },
+		gone: k.Empty,
+	}
+}
+
+// The same with sealed memfds that a service manager keeps.
+func TestCase35EveryStepFailsMemfd(t *testing.T) {
+	digests := digestsOf(t)
+	for _, op := range operations {
+		for _, f := range faults {
+			if f.name != "EIO" && (f.name != "ENOSPC" || op.name != "put") {
+				continue // the way out is the same for all, and the sweep of files has them all
+			}
+			t.Run(op.name+"/"+f.name, func(t *testing.T) {
+				var hit []string
+				for n := 1; ; n++ {
+					if n > 500 {
+						t.Fatal("it has no end")
+					}
+					step := failOnce(t, inMemfds, op, f.err, f.kind, n, digests)
 					if step == "" {
 						break
 					}
@@ -191,18 +247,18 @@ func TestCase35EveryStepFails(t *testing.T) {
 }
 
 // failOnce runs op with a fault at its n-th step and gives that step's name, or "" when op met no fault.
-func failOnce(t *testing.T, op operation, fault error, kind zcerr.Kind, n int, digests map[string]manifest.Digest) string {
+func failOnce(t *testing.T, on func(t *testing.T) ground, op operation, fault error, kind zcerr.Kind, n int, digests map[string]manifest.Digest) string {
 	t.Helper()
-	dir := storetest.Dir(t)
-	defer os.RemoveAll(dir)
-	st, err := store.Open(store.Options{Dir: dir})
+	g := on(t)
+	defer g.gone()
+	st, err := g.open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer st.Close()
 	s := storetest.Local{Store: st}
 	prepare(t, s)
-	fds := countFDs()
+	fds := g.fds()
 	at := failpoint.At(n, func(string) error { return fault })
 	restore := failpoint.Set(at.Listen)
 	err = op.run(s)
@@ -229,7 +285,7 @@ func failOnce(t *testing.T, op operation, fault error, kind zcerr.Kind, n int, d
 	if err := matches(s, want, digests); err != nil {
 		fail("the operation gave %v, and then: %v", err, err)
 	}
-	if now := countFDs(); now != fds {
+	if now := g.fds(); now != fds {
 		fail("%d descriptors, %d before", now, fds)
 	}
 	// What could not be unlinked is, as soon as something else is done.
@@ -245,7 +301,7 @@ func failOnce(t *testing.T, op operation, fault error, kind zcerr.Kind, n int, d
 	}
 	// And it is what a daemon finds that starts now.
 	st.Close()
-	if st, err = store.Open(store.Options{Dir: dir}); err != nil {
+	if st, err = g.open(); err != nil {
 		fail("open again: %v", err)
 		return step
 	}
