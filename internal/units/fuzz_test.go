@@ -9,7 +9,7 @@ func FuzzParseBytes(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		n, err := ParseBytes(s)
-		if err != nil {
+		if err != nil || n >= 1<<62 { // rounding may bring what is shown over the largest that is taken
 			return
 		}
 		if _, err := ParseBytes(Bytes(n)); err != nil {
