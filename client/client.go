@@ -11,7 +11,19 @@
 //
 // A Client keeps one stream to the daemon open; it is the lease on everything attached, and ends with the process, however
 // that ends. When the daemon goes away, models that are attached keep computing on the pages they have mapped, and the next
-// call connects to the new daemon.
+// call connects to the new daemon, which has the leases again within a second: the client takes them anew by itself.
+//
+// # Closing, and memory that goes away
+//
+// [Model.Close] waits for whoever computes, and later uses are errors of kind Canceled; it may be called at any time. When
+// somebody with the daemon's rights cuts a segment, computing on it is an error of kind Fault, and the process, its other models
+// and its locks are as before. Models that compute on a gpu.Stream have both without doing anything. A program that reads tensors
+// itself does so inside [Model.Read].
+//
+// # Prefault
+//
+// By default a page of the weights is mapped in at its first use. [Prefault], or $ZCSTORE_PREFAULT, has that done ahead: in the
+// background, or before Attach returns.
 package client
 
 import (

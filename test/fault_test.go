@@ -87,6 +87,9 @@ func (p *Tutorial) forward(x *nn.Tensor) ([]float32, error) {
 // and the client go on, nothing stays locked, and the model can be closed and had anew.
 func TestCase29SegmentCutUnderInference(t *testing.T) {
 	for _, threads := range []int{1, 4} {
+		if slow && threads == 1 {
+			continue
+		}
 		p := start(t)
 		dev, err := cpu.New(gpu.Options{Threads: threads})
 		if err != nil {
@@ -267,7 +270,11 @@ func TestCloseWhileForwardRuns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for round := range 20 {
+	rounds := 20
+	if slow {
+		rounds = 5
+	}
+	for round := range rounds {
 		c, err := client.Dial(ctx, client.Options{Socket: p.socket})
 		if err != nil {
 			t.Fatal(err)

@@ -25,6 +25,13 @@
 // when something that holds a tensor cannot be shared, Put is an error that names it. A field tag `zcstore:"-"` leaves a
 // field out, `zcstore:"name"` renames it.
 //
+// # Closing
+//
+// The model that Load returns may be closed while modules compute: Close waits for Forward calls that run, and those that come
+// later fail with an error of kind Canceled. A call of several passes, such as one over many batches, may end between two of
+// them. When the shared memory is cut under a running Forward, that is an error of kind Fault. Views in fields of type
+// tensor.View are read inside client.Model.Read to have the same.
+//
 // Load checks names, kinds, shapes and dtypes, never positions: a value of another shape is an error with the path, what the
 // value wants and what is stored.
 package pipeline
