@@ -98,6 +98,8 @@ func (m *Memfd) adopt(k Kept) error {
 	case have.generation < generation: // a daemon that ended between the two steps of a replacement
 		m.files[name] = next
 		m.retireLocked(have)
+	case have.keptAs == next.keptAs: // to drop one is to drop both
+		return next.f.Close()
 	default:
 		m.retireLocked(next)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
 	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/test/supervisor"
 )
 
 // What is in sealed memory without a name outlives a daemon that is killed, when a service manager keeps it: the next daemon
@@ -22,8 +23,8 @@ import (
 func TestMemfdKeptThroughKill(t *testing.T) {
 	p := &place{}
 	p.socket, p.dir = testdaemon.Place(t)
-	sup := newSupervisor(t, 64, 0)
-	p.daemon = sup.start(p.socket, p.dir)
+	sup := supervisor.New(t, 64, 0)
+	p.daemon = sup.Start(p.socket, p.dir)
 	p.c = testdaemon.Client(t, p.socket)
 	if st := status(t, p); st.Backing != shm.KindMemfd || !st.Guards.SurvivesRestart || st.Guards.Root != zcstorev1.Reach_REACH_NEVER {
 		t.Fatalf("backing %s, guarantee %v", st.Backing, st.Guards)
@@ -53,8 +54,8 @@ func TestMemfdKeptThroughKill(t *testing.T) {
 			}
 		}
 		// Two tables, two segments, one catalog: the messages are there, whether or not they have been read.
-		waitFor(t, fmt.Sprintf("five of %v", sup.kept()), func() bool { return len(sup.kept()) == 5 })
-		p.daemon = sup.start(p.socket, p.dir)
+		waitFor(t, fmt.Sprintf("five of %v", sup.Kept()), func() bool { return len(sup.Kept()) == 5 })
+		p.daemon = sup.Start(p.socket, p.dir)
 		waitFor(t, "the workers' leases", func() bool {
 			holders, err := p.c.Holders(ctx, "tutorial")
 			return err == nil && len(holders) == 2
@@ -85,8 +86,8 @@ func TestMemfdKeptThroughKill(t *testing.T) {
 func TestMemfdAdoptsOnlySealed(t *testing.T) {
 	p := &place{}
 	p.socket, p.dir = testdaemon.Place(t)
-	sup := newSupervisor(t, 64, 0)
-	p.daemon = sup.start(p.socket, p.dir)
+	sup := supervisor.New(t, 64, 0)
+	p.daemon = sup.Start(p.socket, p.dir)
 	p.c = testdaemon.Client(t, p.socket)
 	put(t, p, "tutorial", trainedTutorial(t))
 	p.daemon.Kill()
@@ -99,7 +100,7 @@ func TestMemfdAdoptsOnlySealed(t *testing.T) {
 		if _, err := unix.Write(fd, []byte(`{"format":1,"models":{}}`)); err != nil {
 			t.Fatal(err)
 		}
-		sup.add(name, os.NewFile(uintptr(fd), name))
+		sup.Add(name, os.NewFile(uintptr(fd), name))
 	}
 	unsealed("catalog.999")                   // newer than the real one, and open to change
 	unsealed("s-" + strings.Repeat("ab", 16)) // a name of ours
@@ -108,9 +109,9 @@ func TestMemfdAdoptsOnlySealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sup.add("t-"+strings.Repeat("cd", 32), null)
+	sup.Add("t-"+strings.Repeat("cd", 32), null)
 
-	p.daemon = sup.start(p.socket, p.dir)
+	p.daemon = sup.Start(p.socket, p.dir)
 	waitFor(t, "an answer", func() bool { _, err := p.c.Status(ctx); return err == nil })
 	if st := status(t, p); st.AdoptedVersions != 1 || st.DamagedVersions != 0 {
 		t.Errorf("%d versions adopted, %d damaged", st.AdoptedVersions, st.DamagedVersions)
@@ -127,8 +128,8 @@ func TestMemfdAdoptsOnlySealed(t *testing.T) {
 			t.Errorf("the daemon keeps %s open", to)
 		}
 	}
-	if !slices.Contains(sup.kept(), "http") || len(sup.kept()) != 4 {
-		t.Errorf("the supervisor has %v; what is not ours stays, what is damaged goes", sup.kept())
+	if !slices.Contains(sup.Kept(), "http") || len(sup.Kept()) != 4 {
+		t.Errorf("the supervisor has %v; what is not ours stays, what is damaged goes", sup.Kept())
 	}
 }
 
@@ -136,11 +137,11 @@ func TestMemfdAdoptsOnlySealed(t *testing.T) {
 func TestMemfdStoreIsFull(t *testing.T) {
 	p := &place{}
 	p.socket, p.dir = testdaemon.Place(t)
-	sup := newSupervisor(t, 5, 20*time.Millisecond)
-	p.daemon = sup.start(p.socket, p.dir)
+	sup := supervisor.New(t, 5, 20*time.Millisecond)
+	p.daemon = sup.Start(p.socket, p.dir)
 	p.c = testdaemon.Client(t, p.socket)
 	put(t, p, "tutorial", trainedTutorial(t))
-	if n := len(sup.kept()); n != 3 { // segment, table, catalog: the answer waits for a manager that takes its time
+	if n := len(sup.Kept()); n != 3 { // segment, table, catalog: the answer waits for a manager that takes its time
 		t.Errorf("a put was acknowledged when the supervisor had %d of 3 descriptors", n)
 	}
 	_, err := pipeline.Put(ctx, p.c, "complex", trainedComplex(t), pipeline.PutOptions{})

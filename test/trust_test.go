@@ -21,6 +21,7 @@ import (
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm"
+	"github.com/zcstore/zcstore/test/supervisor"
 )
 
 // kinds are daemons with each backing, as processes.
@@ -217,11 +218,11 @@ func TestCase71DescriptorsOverExec(t *testing.T) {
 			ofTest[fd.target] = true
 		}
 	}
-	sup := newSupervisor(t, 64, 0)
+	sup := supervisor.New(t, 64, 0)
 	for _, start := range []func(p *place) *testdaemon.Process{
 		func(p *place) *testdaemon.Process { return testdaemon.StartProcess(t, p.socket, p.dir) },
-		func(p *place) *testdaemon.Process { return sup.start(p.socket, p.dir) },
-		func(p *place) *testdaemon.Process { return sup.start(p.socket, p.dir) }, // with what the one before stored
+		func(p *place) *testdaemon.Process { return sup.Start(p.socket, p.dir) },
+		func(p *place) *testdaemon.Process { return sup.Start(p.socket, p.dir) }, // with what the one before stored
 	} {
 		p := &place{}
 		p.socket, p.dir = testdaemon.Place(t)

@@ -97,7 +97,7 @@ var rules = []rule{
 		{to: "cmd/...", reason: "a command is wiring; what two need is a package"},
 		{to: "C", reason: "no cgo: the tree builds static with CGO_ENABLED=0, and faults in C code cannot be recovered"},
 		{to: "testing", reason: "it registers flags in every program that links it; test kits are listed below"},
-	}, except: []string{"gpu/gputest", "internal/store/storetest", "examples/internal/exampletest", "internal/testdaemon", "internal/testleak", "internal/golden", "internal/deps"}},
+	}, except: []string{"gpu/gputest", "internal/store/storetest", "examples/internal/exampletest", "internal/testdaemon", "test/supervisor", "internal/testleak", "internal/golden", "internal/deps"}},
 }
 
 func TestImports(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/internal/store/storetest"
 	"github.com/zcstore/zcstore/internal/testdaemon"
+	"github.com/zcstore/zcstore/test/supervisor"
 )
 
 // place is a tmpfs of the test's own where that is allowed, so that the kernel's count of all that is used on it is the
@@ -80,25 +81,59 @@ func dial(socket string) (storetest.Remote, func(), error) {
 }
 
 func TestCase19DaemonKilledAtEveryStepOfPut(t *testing.T) {
-	killSweep(t, "put", "put of a stored digest")
+	killSweep(t, filesKept, "put", "put of a stored digest")
 }
 
 func TestCase20DaemonKilledAtEveryStepOfDeleteAndReplace(t *testing.T) {
-	killSweep(t, "delete of a tag", "delete of a model", "retag", "retag that drops a version", "replace")
+	killSweep(t, filesKept, "delete of a tag", "delete of a model", "retag", "retag that drops a version", "replace")
+}
+
+// With sealed memfds it is the service manager that has everything; a put is not acknowledged before it has.
+func TestCase19DaemonKilledAtEveryStepOfPutMemfd(t *testing.T) {
+	killSweep(t, memfdsKept, "put")
+}
+
+func TestCase20DaemonKilledAtEveryStepOfReplaceMemfd(t *testing.T) {
+	killSweep(t, memfdsKept, "delete of a model", "replace")
+}
+
+// kept is a place whose daemon is killed, and what starts the next one.
+type kept struct {
+	socket, dir string
+	own         bool
+	start       func() *testdaemon.Process
+}
+
+func filesKept(t *testing.T) kept {
+	k := kept{}
+	k.socket, k.dir, k.own = place(t)
+	k.start = func() *testdaemon.Process {
+		return testdaemon.StartProcess(t, k.socket, k.dir, testdaemon.EnvControl+"=1")
+	}
+	return k
+}
+
+func memfdsKept(t *testing.T) kept {
+	k := kept{}
+	k.socket, k.dir = testdaemon.Place(t)
+	sup := supervisor.New(t, 1000, 0)
+	k.start = func() *testdaemon.Process { return sup.Start(k.socket, k.dir, testdaemon.EnvControl+"=1") }
+	return k
 }
 
 // killSweep has a daemon, a process of its own, end itself with SIGKILL at the first step of an operation, the second, and so
 // on. The next daemon on the same directory must have everything that was acknowledged; an operation that was not acknowledged
 // is there whole, or not at all; and nothing is left over.
-func killSweep(t *testing.T, names ...string) {
+func killSweep(t *testing.T, on func(t *testing.T) kept, names ...string) {
 	digests := digestsOf(t)
 	for _, op := range operations {
 		if !slices.Contains(names, op.name) {
 			continue
 		}
 		t.Run(op.name, func(t *testing.T) {
-			socket, dir, own := place(t)
-			p := testdaemon.StartProcess(t, socket, dir, testdaemon.EnvControl+"=1")
+			at := on(t)
+			socket, dir, own := at.socket, at.dir, at.own
+			p := at.start()
 			kills, did, didnt := 0, 0, 0
 			for n := 1; ; n++ {
 				s, hangUp := remote(t, socket)
@@ -123,7 +158,7 @@ func killSweep(t *testing.T, names ...string) {
 				}
 				p.Wait()
 				hangUp()
-				p = testdaemon.StartProcess(t, socket, dir, testdaemon.EnvControl+"=1")
+				p = at.start()
 				kills++
 				s, hangUp = remote(t, socket)
 				before, after := matches(s, before, digests), matches(s, op.after, digests)

@@ -1,4 +1,5 @@
-package e2e
+// Package supervisor is the stand-in for systemd in tests of the memfd backing.
+package supervisor
 
 import (
 	"fmt"
@@ -16,9 +17,9 @@ import (
 	"github.com/zcstore/zcstore/internal/testdaemon"
 )
 
-// supervisor does what systemd does for a service with FileDescriptorStoreMax=: it keeps the descriptors that the service
+// Supervisor does what systemd does for a service with FileDescriptorStoreMax=: it keeps the descriptors that the service
 // sends, in the order of its messages, and passes them to the next process of the service.
-type supervisor struct {
+type Supervisor struct {
 	t     testing.TB
 	conn  *net.UnixConn
 	path  string
@@ -26,19 +27,19 @@ type supervisor struct {
 	slow  time.Duration // before each message is handled
 	ended chan struct{}
 
-	mu     sync.Mutex
-	names  []string   // guarded by mu
-	files  []*os.File // guarded by mu
-	events []string   // guarded by mu; what came, in short
+	mu    sync.Mutex
+	names []string   // guarded by mu
+	files []*os.File // guarded by mu
 }
 
-func newSupervisor(t testing.TB, max int, slow time.Duration) *supervisor {
+// New makes one that goes with the test. It keeps up to max descriptors, and takes its time for each message.
+func New(t testing.TB, max int, slow time.Duration) *Supervisor {
 	t.Helper()
 	base, err := os.MkdirTemp("", "zc")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &supervisor{t: t, path: filepath.Join(base, "notify"), max: max, slow: slow, ended: make(chan struct{})}
+	s := &Supervisor{t: t, path: filepath.Join(base, "notify"), max: max, slow: slow, ended: make(chan struct{})}
 	if s.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: s.path, Net: "unixgram"}); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func newSupervisor(t testing.TB, max int, slow time.Duration) *supervisor {
 	return s
 }
 
-func (s *supervisor) serve() {
+func (s *Supervisor) serve() {
 	defer close(s.ended)
 	buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4*8))
 	for {
@@ -77,7 +78,7 @@ func (s *supervisor) serve() {
 	}
 }
 
-func (s *supervisor) message(text string, files []*os.File) {
+func (s *Supervisor) message(text string, files []*os.File) {
 	time.Sleep(s.slow)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,45 +90,63 @@ func (s *supervisor) message(text string, files []*os.File) {
 	name := fields["FDNAME"]
 	switch {
 	case fields["FDSTORE"] == "1" && len(files) == 1 && len(s.files) < s.max:
-		s.events = append(s.events, "store "+name)
 		s.names, s.files = append(s.names, name), append(s.files, files[0])
 		return
 	case fields["FDSTOREREMOVE"] == "1":
-		s.events = append(s.events, "remove "+name)
 		for i := len(s.names) - 1; i >= 0; i-- {
 			if s.names[i] == name {
 				s.files[i].Close()
 				s.names, s.files = append(s.names[:i], s.names[i+1:]...), append(s.files[:i], s.files[i+1:]...)
 			}
 		}
-	case fields["BARRIER"] == "1":
-		s.events = append(s.events, "barrier")
 	}
 	for _, f := range files {
 		f.Close()
 	}
 }
 
-// kept lists the names that are in store.
-func (s *supervisor) kept() []string {
+// Kept lists the names that are in store.
+func (s *Supervisor) Kept() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.names...)
 }
 
-// add puts a descriptor into the store as if the service had.
-func (s *supervisor) add(name string, f *os.File) {
+// Add puts a descriptor into the store as if the service had.
+func (s *Supervisor) Add(name string, f *os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.names, s.files = append(s.names, name), append(s.files, f)
 }
 
-// start runs a daemon with the memfd backing, and with what is in store.
-func (s *supervisor) start(socket, dir string) *testdaemon.Process {
+// flush returns when every message that was sent before is handled: systemd, too, reads what a process has said before it
+// takes note of its death.
+func (s *Supervisor) flush() {
 	s.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer r.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Sendmsg(fd, []byte("BARRIER=1"), unix.UnixRights(int(w.Fd())), &unix.SockaddrUnix{Name: s.path}, 0); err != nil {
+		s.t.Fatal(err)
+	}
+	w.Close()
+	_, _ = r.Read(make([]byte, 1)) // until the other end is closed
+}
+
+// Start runs a daemon with the memfd backing, and with what is in store.
+func (s *Supervisor) Start(socket, dir string, env ...string) *testdaemon.Process {
+	s.t.Helper()
+	s.flush()
 	s.mu.Lock()
-	cmd := testdaemon.Command(socket, dir, testdaemon.EnvBacking+"=memfd", "NOTIFY_SOCKET="+s.path, fmt.Sprintf("FDSTORE=%d", s.max),
-		fmt.Sprintf("LISTEN_FDS=%d", len(s.files)), "LISTEN_FDNAMES="+strings.Join(s.names, ":"))
+	cmd := testdaemon.Command(socket, dir, append(env, testdaemon.EnvBacking+"=memfd", "NOTIFY_SOCKET="+s.path, fmt.Sprintf("FDSTORE=%d", s.max),
+		fmt.Sprintf("LISTEN_FDS=%d", len(s.files)), "LISTEN_FDNAMES="+strings.Join(s.names, ":"))...)
 	cmd.ExtraFiles = append([]*os.File(nil), s.files...)
 	s.mu.Unlock()
 	// Only the process that a variable names may take the descriptors, and its id is known to itself alone.
