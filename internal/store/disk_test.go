@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -593,28 +594,53 @@ func flipBit(t testing.TB, name string, off int64, bit byte) {
 // On a full disk a put is refused with what it needs and what there is; attaches and removes go on.
 func TestCase33DiskFull(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts a tmpfs of 1 MiB as the disk")
+		t.Skip("needs root: mounts small file systems as the disk")
 	}
-	h := newHost(t)
-	if err := os.Mkdir(h.opt.Data, 0o700); err != nil {
-		t.Fatal(err)
+	for name, mount := range map[string]func(t *testing.T, dir string){"tmpfs": smallTmpfs, "ext4": smallExt4} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			if err := os.Mkdir(h.opt.Data, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			mount(t, h.opt.Data)
+			defer func() {
+				if err := unix.Unmount(h.opt.Data, 0); err != nil {
+					t.Error(err)
+				}
+			}()
+			s := h.open()
+			defer s.Close()
+			if strings.Contains(s.Durability(), "tmpfs") != (name == "tmpfs") {
+				t.Errorf("durability on %s: %q", name, s.Durability())
+			}
+			diskFull(t, h, s)
+		})
 	}
-	if err := unix.Mount("tmpfs", h.opt.Data, "tmpfs", 0, "size=1m,mode=700"); err != nil {
+}
+
+func smallTmpfs(t *testing.T, dir string) {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8m,mode=700"); err != nil {
 		t.Skipf("mount: %v", err)
 	}
-	defer func() {
-		if err := unix.Unmount(h.opt.Data, 0); err != nil {
-			t.Error(err)
-		}
-	}()
-	s := h.open()
-	defer s.Close()
-	if !strings.Contains(s.Durability(), "tmpfs") {
-		t.Errorf("durability %q does not say that the disk is none", s.Durability())
+}
+
+func smallExt4(t *testing.T, dir string) {
+	image := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 8<<20)); err != nil {
+		t.Fatal(err)
 	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-b", "1024", "-m", "0", image).CombinedOutput(); err != nil {
+		t.Skipf("mkfs.ext4: %v\n%s", err, out)
+	}
+	if out, err := exec.Command("mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("mount on a loop device: %v\n%s", err, out)
+	}
+}
+
+func diskFull(t *testing.T, h *host, s *Store) {
 	a := sealed(t, draft(bigRows(1)...))
 	put(t, s, "a", a)
-	_, err := putErr(s, "b", false, sealed(t, draft(row{"x", 900 << 10, 1})))
+	_, err := putErr(s, "b", false, sealed(t, draft(row{"x", 9 << 20, 1})))
 	if !errors.Is(err, zcerr.NoSpace) || !strings.Contains(err.Error(), "needed") || !strings.Contains(err.Error(), "free in the data directory") || zcerr.HintOf(err) == "" {
 		t.Errorf("put: %v; %s", err, zcerr.HintOf(err))
 	}
