@@ -13,7 +13,8 @@ import (
 
 const verifyHelp = `verify has the daemon read the bytes of versions in shared memory and compare their SHA-256 with what was put: REF, or
 everything that is stored. A version with a damaged tensor is not served any more; workers that have it mapped are left
-alone. Put the model again to repair it. Exit 7 when anything is damaged.
+alone. With a data directory the next attach loads it from disk again; without one, put the model again to repair it. Of a
+version that is only on disk, the bytes there are read. Exit 7 when anything is damaged.
 
 --quick compares CRC32C instead: bytes that changed by accident are found at the speed of memory, bytes that somebody changed
 on purpose are not.`
@@ -34,6 +35,8 @@ type verifiedOutput struct {
 	Tensors uint32   `json:"tensors"`
 	Bytes   uint64   `json:"bytes"`
 	Damaged []string `json:"damaged_tensors"`
+	OnDisk  bool     `json:"on_disk"` // the bytes on disk were read
+	Reloads bool     `json:"reloads"` // damaged in memory, and loaded from disk at the next attach
 }
 
 func verifyCmd(a *app) *cobra.Command {
@@ -84,9 +87,14 @@ func (a *app) verify(ctx context.Context, c *client.Client, ref string, quick bo
 			}
 			return err
 		}
-		out.Versions = append(out.Versions, verifiedOutput{v.Ref, client.Digest(v.Digest).String(), v.Tensors, v.Bytes, append([]string{}, v.Damaged...)})
+		out.Versions = append(out.Versions, verifiedOutput{v.Ref, client.Digest(v.Digest).String(), v.Tensors, v.Bytes, append([]string{}, v.Damaged...), v.OnDisk, v.Reloads})
 		if len(v.Damaged) > 0 {
-			damaged = zcerr.New(zcerr.Corrupt, "%s is damaged and is not served any more: tensor %q", v.Ref, v.Damaged[0]).WithHint("put the model again, or remove it: %s rm %s", a.zcctl(), v.Ref)
+			e := zcerr.New(zcerr.Corrupt, "%s is damaged and is not served any more: tensor %q", v.Ref, v.Damaged[0])
+			damaged = e.WithHint("put the model again, or remove it: %s rm %s", a.zcctl(), v.Ref)
+			if v.Reloads {
+				damaged = zcerr.New(zcerr.Corrupt, "%s was damaged in memory: tensor %q", v.Ref, v.Damaged[0]).
+					WithHint("the next attach loads it from disk; find out what writes there: %s doctor", a.zcctl())
+			}
 		}
 	}
 	if a.output == "json" {
@@ -100,7 +108,11 @@ func (a *app) verify(ctx context.Context, c *client.Client, ref string, quick bo
 		if len(v.Damaged) > 0 {
 			state = "DAMAGED"
 		}
-		if _, err := fmt.Fprintf(a.stdout, "%s  %s  %d tensors, %s\n", state, v.Ref, v.Tensors, units.Bytes(v.Bytes)); err != nil {
+		where := ""
+		if v.OnDisk {
+			where = ", on disk"
+		}
+		if _, err := fmt.Fprintf(a.stdout, "%s  %s  %d tensors, %s%s\n", state, v.Ref, v.Tensors, units.Bytes(v.Bytes), where); err != nil {
 			return err
 		}
 	}

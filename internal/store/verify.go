@@ -34,12 +34,14 @@ type Verified struct {
 	Tensors int
 	Bytes   uint64   // that were read and hashed
 	Damaged []string // names of tensors whose bytes are not those of their digest
+	Disk    bool     // it is only on disk: those bytes were read
+	Reload  bool     // it is damaged in memory, and the next attach loads it from disk again
 }
 
 // Verify reads every tensor of a version, in shared memory or where it is only on disk there, and compares its SHA-256. A
-// version with a damaged tensor is not served any more, nor is any other
-// that uses the same bytes; workers that have them mapped are not touched. Errors: Invalid, NotFound, Corrupt when the version's
-// own files cannot be read.
+// version with a damaged tensor is not served any more, nor is any other that uses the same bytes, until it is loaded from disk or
+// put again; workers that have them mapped are not touched. Errors: Invalid, NotFound, Corrupt when the version's own files
+// cannot be read.
 func (s *Store) Verify(ctx context.Context, target string) (*Verified, error) {
 	return s.verify(ctx, target, false)
 }
@@ -57,22 +59,50 @@ func (s *Store) verify(ctx context.Context, target string, quick bool) (_ *Verif
 	if err != nil {
 		return nil, zcerr.New(zcerr.Invalid, "%w", err)
 	}
-	s.mu.Lock()
-	v, tag, err := s.resolveLocked(r)
-	var cold *coldError
-	if errors.As(err, &cold) {
-		_, tag, err = s.findLocked(r)
+	for {
+		s.mu.Lock()
+		v, tag, err := s.resolveLocked(r)
+		var cold *coldError
+		if errors.As(err, &cold) {
+			_, tag, err = s.findLocked(r)
+		}
+		if v != nil {
+			s.wanted[v.digest]++ // nobody takes it out of memory meanwhile
+		}
+		s.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		if cold != nil {
+			out := &Verified{Ref: r.Name + ":" + tag, Disk: true}
+			return out, s.verifyCold(ctx, cold.digest, out)
+		}
+		out, err := s.verifyResident(ctx, v, r.Name+":"+tag, quick)
+		s.mu.Lock()
+		s.unwantLocked(v.digest)
+		moved := s.versions[v.digest] != v
+		s.mu.Unlock()
+		if zcerr.KindOf(err) == zcerr.Conflict && moved { // a compaction put its files in other places
+			continue
+		}
+		return out, err
 	}
-	s.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	if cold != nil {
-		out := &Verified{Ref: r.Name + ":" + tag}
-		return out, s.verifyCold(ctx, cold.digest, out)
-	}
-	out := &Verified{Ref: r.Name + ":" + tag, Digest: v.digest}
+}
+
+// verifyResident is verify for a version in memory. Errors: also Conflict, when it has gone from its files.
+func (s *Store) verifyResident(ctx context.Context, v *version, name string, quick bool) (*Verified, error) {
+	out := &Verified{Ref: name, Digest: v.digest}
 	bad, err := s.scrub(ctx, v, quick, out)
+	if err != nil || len(bad) > 0 {
+		s.mu.Lock()
+		moved := s.versions[v.digest] != v
+		e := s.disk[v.digest]
+		out.Reload = e != nil && e.v != nil
+		s.mu.Unlock()
+		if moved && zcerr.KindOf(err) == zcerr.Corrupt {
+			return nil, zcerr.New(zcerr.Conflict, "%s was moved or removed while it was read", name).WithHint("try again")
+		}
+	}
 	switch {
 	case zcerr.KindOf(err) == zcerr.Corrupt:
 		s.quarantine(v, nil, err)

@@ -2143,8 +2143,10 @@ type VerifyReply struct {
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // name:tag
 	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	Tensors       uint32                 `protobuf:"varint,3,opt,name=tensors,proto3" json:"tensors,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`    // that were read and hashed
-	Damaged       []string               `protobuf:"bytes,5,rep,name=damaged,proto3" json:"damaged,omitempty"` // names of tensors
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`                  // that were read and hashed
+	Damaged       []string               `protobuf:"bytes,5,rep,name=damaged,proto3" json:"damaged,omitempty"`               // names of tensors
+	OnDisk        bool                   `protobuf:"varint,10,opt,name=on_disk,json=onDisk,proto3" json:"on_disk,omitempty"` // it is only on disk: those bytes were read
+	Reloads       bool                   `protobuf:"varint,11,opt,name=reloads,proto3" json:"reloads,omitempty"`             // damaged in memory, and the next attach loads it from disk again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2212,6 +2214,20 @@ func (x *VerifyReply) GetDamaged() []string {
 		return x.Damaged
 	}
 	return nil
+}
+
+func (x *VerifyReply) GetOnDisk() bool {
+	if x != nil {
+		return x.OnDisk
+	}
+	return false
+}
+
+func (x *VerifyReply) GetReloads() bool {
+	if x != nil {
+		return x.Reloads
+	}
+	return false
 }
 
 type PinRequest struct {
@@ -3014,13 +3030,16 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x04form\x18\t \x01(\tR\x04form\"7\n" +
 	"\rVerifyRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
-	"\x05quick\x18\x02 \x01(\bR\x05quick\"\x81\x01\n" +
+	"\x05quick\x18\x02 \x01(\bR\x05quick\"\xb4\x01\n" +
 	"\vVerifyReply\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x18\n" +
 	"\atensors\x18\x03 \x01(\rR\atensors\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x18\n" +
-	"\adamaged\x18\x05 \x03(\tR\adamaged\"0\n" +
+	"\adamaged\x18\x05 \x03(\tR\adamaged\x12\x17\n" +
+	"\aon_disk\x18\n" +
+	" \x01(\bR\x06onDisk\x12\x18\n" +
+	"\areloads\x18\v \x01(\bR\areloads\"0\n" +
 	"\n" +
 	"PinRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x10\n" +
