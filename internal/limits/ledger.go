@@ -22,7 +22,9 @@ type Ledger struct {
 	stranger int                 // guarded by mu
 }
 
-type account struct{ conns, leases, puts int }
+// account is what one user has. uploads are connections over a limit, one for each open put: the put's bytes need it, and it
+// takes one of the reserved descriptors.
+type account struct{ conns, uploads, leases, puts int }
 
 // NewLedger makes an empty one. l must be complete.
 func NewLedger(l Limits) *Ledger { return &Ledger{l: l, users: map[uint32]*account{}} }
@@ -77,7 +79,12 @@ func (g *Ledger) Conn(uid uint32) (back func(), err error) {
 	total, byFiles := g.l.ConnsNow()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch a := g.peek(uid); {
+	a := g.peek(uid)
+	if full := a.conns >= g.l.ConnsPerUID || g.conns >= total; full && a.uploads < a.puts {
+		var all int // they are bounded by the open puts
+		return g.take(uid, &all, func(a *account) *int { return &a.uploads }), nil
+	}
+	switch {
 	case a.conns >= g.l.ConnsPerUID:
 		return nil, zcerr.New(zcerr.Limit, "uid %d has %d connections, the limit of one user is %d", uid, a.conns, g.l.ConnsPerUID).
 			WithHint("close some, or start the daemon with a larger one: zcstored --max-conns-per-uid %d", 2*g.l.ConnsPerUID)

@@ -100,6 +100,29 @@ func TestLedger(t *testing.T) {
 	}
 }
 
+// A put that is open gets its bytes in, whatever the connections.
+func TestUploadOfAnOpenPutComesIn(t *testing.T) {
+	l, _ := Limits{Conns: 1}.Complete()
+	g := NewLedger(l)
+	conn, err1 := g.Conn(5)
+	put, err2 := g.Put(5)
+	upload, err3 := g.Conn(5)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	for _, uid := range []uint32{5, 6} { // one for each put, and of nobody else's
+		if _, err := g.Conn(uid); !errors.Is(err, zcerr.Limit) {
+			t.Errorf("uid %d: %v", uid, err)
+		}
+	}
+	for _, back := range []func(){upload, put, conn} {
+		back()
+	}
+	if !g.Idle() {
+		t.Error("not all came back")
+	}
+}
+
 func TestStrangersTakeNobodysPlace(t *testing.T) {
 	l, _ := Limits{Conns: 1}.Complete()
 	g := NewLedger(l)

@@ -4,9 +4,11 @@ package testdaemon
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +18,9 @@ import (
 
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/internal/daemon"
+	"github.com/zcstore/zcstore/internal/limits"
+	"github.com/zcstore/zcstore/internal/server"
+	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
 // Place is where a test's daemon lives: a socket with a short path, and a segment directory of its own. Both go with the test.
@@ -78,6 +83,7 @@ const (
 	// For the environment of StartProcess and Command.
 	EnvBacking = "ZCSTORE_TESTDAEMON_BACKING" // shm or memfd
 	EnvHandout = "ZCSTORE_TESTDAEMON_HANDOUT" // --handout-dir
+	EnvConfig  = "ZCSTORE_TESTDAEMON_CONFIG"  // Config.Env
 	EnvHarden  = "ZCSTORE_TESTDAEMON_HARDEN"  // 1: as zcstored does, no process of the same uid may trace it
 )
 
@@ -93,10 +99,40 @@ func Main() {
 			os.Exit(1)
 		}
 	}
+	var more Config
+	if s := os.Getenv(EnvConfig); s != "" {
+		if err := json.Unmarshal([]byte(s), &more); err != nil {
+			fmt.Fprintln(os.Stderr, "daemon:", err)
+			os.Exit(1)
+		}
+	}
 	control(socket)
-	err := daemon.Run(context.Background(), daemon.Config{Socket: socket, Dir: dir, Backing: os.Getenv(EnvBacking), HandoutDir: os.Getenv(EnvHandout), Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	err := daemon.Run(ctx, daemon.Config{Limits: more.Limits, Access: more.Access, Socket: socket, Dir: dir, Backing: os.Getenv(EnvBacking), HandoutDir: os.Getenv(EnvHandout), Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
+	if err == nil {
+		os.Exit(0)
+	}
 	fmt.Fprintln(os.Stderr, "daemon:", err)
+	if zcerr.KindOf(err) == zcerr.Conflict {
+		os.Exit(3) // as zcstored does
+	}
 	os.Exit(1)
+}
+
+// Config is more of a daemon's configuration, as the value of EnvConfig.
+type Config struct {
+	Limits limits.Limits
+	Access server.Access
+}
+
+// Env is c for the environment of StartProcess.
+func (c Config) Env() string {
+	b, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // it is plain data
+	}
+	return EnvConfig + "=" + string(b)
 }
 
 // Process runs a daemon as a process of its own, which Kill ends with SIGKILL.
