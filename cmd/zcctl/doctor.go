@@ -70,7 +70,7 @@ func (a *app) examine(ctx context.Context) []check {
 	dir := shmDir
 	if st != nil {
 		dir = st.Directory
-		checks = append(checks, ok("guarantee", "%s", st.Guarantee), ok("durability", "%s", st.Durability), checkPages(st))
+		checks = append(checks, ok("guarantee", "%s", st.Guarantee), checkDurability(st), checkPages(st))
 	}
 	if st != nil && st.Backing == shm.KindMemfd { // not on any file system that we could look at
 		dir = shmDir

@@ -87,3 +87,12 @@ func checkPages(st *zcstorev1.StatusReply) check {
 	}
 	return ok(name, "%s", pageWords(st.Guards, st.UsedBytes))
 }
+
+// checkDurability says what survives what.
+func checkDurability(st *zcstorev1.StatusReply) check {
+	const name = "durability"
+	if st.Guards != nil && !st.Guards.SurvivesRestart && st.DataDirectory == "" {
+		return warn(name, "run it under systemd with FileDescriptorStoreMax= (deploy/zcstored-memfd.conf), or with --backing shm", "%s", st.Durability)
+	}
+	return ok(name, "%s", st.Durability)
+}
