@@ -84,6 +84,7 @@ const (
 	EnvBacking = "ZCSTORE_TESTDAEMON_BACKING" // shm or memfd
 	EnvHandout = "ZCSTORE_TESTDAEMON_HANDOUT" // --handout-dir
 	EnvConfig  = "ZCSTORE_TESTDAEMON_CONFIG"  // Config.Env
+	EnvData    = "ZCSTORE_TESTDAEMON_DATA"    // --data
 	EnvHarden  = "ZCSTORE_TESTDAEMON_HARDEN"  // 1: as zcstored does, no process of the same uid may trace it
 )
 
@@ -109,7 +110,7 @@ func Main() {
 	control(socket)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	err := daemon.Run(ctx, daemon.Config{Limits: more.Limits, Access: more.Access, Socket: socket, Dir: dir, Backing: os.Getenv(EnvBacking), HandoutDir: os.Getenv(EnvHandout), Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
+	err := daemon.Run(ctx, daemon.Config{Limits: more.Limits, Access: more.Access, Socket: socket, Dir: dir, Backing: os.Getenv(EnvBacking), Data: os.Getenv(EnvData), HandoutDir: os.Getenv(EnvHandout), Log: os.Stderr, LogLevel: "warn", Ready: func() { fmt.Println("ready") }})
 	if err == nil {
 		os.Exit(0)
 	}
