@@ -96,7 +96,7 @@ func TestRefused(t *testing.T) {
 		{"tokenizer is no JSON", file("tokenizer.json", "{{{"), zcerr.Invalid, []string{"DIR/tokenizer.json: file: "}},
 		{"tokenizer is empty", file("tokenizer.json", "{}"), zcerr.Invalid, []string{"DIR/tokenizer.json: file: "}},
 		{"tokenizer is a list", file("tokenizer.json", "[]"), zcerr.Invalid, []string{"DIR/tokenizer.json: file: "}},
-		{"a normalizer that is not built", func(d modelDir) { d.edit("tokenizer.json", `"BertNormalizer"`, `"Precompiled"`) }, zcerr.Unsupported, []string{"DIR/tokenizer.json: unsupported normalizer", "Precompiled"}},
+		{"a normalizer that is not built", func(d modelDir) { d.edit("tokenizer.json", `"BertNormalizer"`, `"Morphology"`) }, zcerr.Unsupported, []string{"DIR/tokenizer.json: unsupported normalizer", "Morphology"}},
 		{"a vocab.txt with a token twice", func(d modelDir) { d.write("vocab.txt", d.vocabulary()+"ab\n"); d.remove("tokenizer.json") }, zcerr.Invalid, []string{"DIR/vocab.txt: lines", `"ab"`}},
 		{"a setting of vocab.txt that is not built", func(d modelDir) {
 			d.write("vocab.txt", d.vocabulary())

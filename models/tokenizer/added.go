@@ -2,7 +2,7 @@ package tokenizer
 
 import (
 	"fmt"
-	"unicode"
+	"unicode/utf8"
 )
 
 // addedToken is a token that is cut out of the text before the model sees it.
@@ -15,108 +15,164 @@ type addedToken struct {
 	singleWord, lstrip, rstrip, normalized, special bool
 }
 
+// The flags of an added token in the compiled form.
+const (
+	addedSingleWord = 1 << iota
+	addedLstrip
+	addedRstrip
+	addedSpecial
+)
+
+func (a *addedToken) flags() (f uint32) {
+	for _, x := range []struct {
+		is   bool
+		flag uint32
+	}{{a.singleWord, addedSingleWord}, {a.lstrip, addedLstrip}, {a.rstrip, addedRstrip}, {a.special, addedSpecial}} {
+		if x.is {
+			f |= x.flag
+		}
+	}
+	return f
+}
+
 // addedVocab finds added tokens in text.
 type addedVocab struct {
-	list   []addedToken
-	ids    map[string]int32
-	tokens map[int32]string
-	beyond int // how many are not in the model's vocabulary
+	list  []uint32 // two words each: id and flags
+	texts textTable
+	byID  map[int32]int32 // index
+	ids   map[string]int32
 
-	special         map[string]bool
+	beyond          int  // how many are not in the model's vocabulary
 	raw, normalized trie // over the text as given, and as normalised
+	rawStart        [256]bool
+	normalizedStart [256]bool
 }
 
-// newAddedVocab checks that the ids are those that the library itself would give: it numbers added tokens after the
+// checkAdded checks that the ids are those that the library itself would give: it numbers added tokens after the
 // vocabulary and does not look at the ids of the file.
-func newAddedVocab(list []addedToken, m model, n normalizer) (*addedVocab, error) {
-	v := &addedVocab{list: list, ids: map[string]int32{}, tokens: map[int32]string{}, special: map[string]bool{}}
-	next := int32(m.size())
+func (c *core) checkAdded(list []addedToken) error {
+	next := int32(c.vocab.count)
+	seen := map[string]bool{}
 	for _, a := range list {
 		if a.content == "" {
-			return nil, fmt.Errorf("added token with the id %d is empty", a.id)
+			return fmt.Errorf("added token with the id %d is empty", a.id)
 		}
-		if _, dup := v.ids[a.content]; dup {
-			return nil, fmt.Errorf("added token %q stands there twice", a.content)
+		if len(a.content) > maxToken {
+			return fmt.Errorf("added token with the id %d has %d bytes, the most that are taken are %d", a.id, len(a.content), maxToken)
 		}
-		want, known := m.id(a.content)
+		if seen[a.content] {
+			return fmt.Errorf("added token %q stands there twice", a.content)
+		}
+		seen[a.content] = true
+		want, known := c.vocab.id(a.content)
 		if !known {
 			want = next
-			v.beyond++
 		}
 		if a.id != want {
-			return nil, fmt.Errorf("added token %q has the id %d, it should be %d", a.content, a.id, want)
+			return fmt.Errorf("added token %q has the id %d, it should be %d", a.content, a.id, want)
 		}
 		next = max(next, want+1)
-		v.ids[a.content], v.tokens[a.id] = a.id, a.content
-		v.special[a.content] = a.special
 	}
-	for _, special := range []bool{true, false} { // of two that look the same, the special one wins
-		for i, a := range list {
-			if a.special != special {
-				continue
-			}
-			s := newSequence(a.content)
-			if !a.normalized {
-				v.raw.add(s.runes, int32(i))
-				continue
-			}
-			if n != nil {
-				n.normalize(&s)
-			}
-			if len(s.runes) > 0 {
-				v.normalized.add(s.runes, int32(i))
-			}
-		}
-	}
-	return v, nil
+	return nil
 }
 
-func (v *addedVocab) isSpecial(token string) bool { return v.special[token] }
+func openAdded(c *core, list []uint32, texts textTable, raw, normalized trie) *addedVocab {
+	v := &addedVocab{list: list[:len(list)/2*2], texts: texts, raw: raw, normalized: normalized}
+	n := len(v.list) / 2
+	v.byID, v.ids = make(map[int32]int32, n), make(map[string]int32, n)
+	for i := range n {
+		id := int32(v.list[2*i])
+		v.byID[id] = int32(i)
+		text := string(texts.at(int32(i)))
+		v.ids[text] = id
+		if _, ok := c.vocab.id(text); !ok {
+			v.beyond++
+		}
+	}
+	for b := range 256 {
+		v.rawStart[b] = len(raw) >= 3 && raw.step(0, byte(b)) >= 0
+		v.normalizedStart[b] = len(normalized) >= 3 && normalized.step(0, byte(b)) >= 0
+	}
+	return v
+}
 
-// extract calls emit with the added tokens and the normalised text between them, in order; the id of text is -1.
-func (v *addedVocab) extract(text sequence, n normalizer, emit func(s sequence, id int32)) {
-	v.find(&v.raw, text, func(s sequence, id int32) {
-		if id >= 0 {
-			emit(s, id)
-			return
-		}
-		if n != nil {
-			n.normalize(&s)
-		}
-		v.find(&v.normalized, s, emit)
-	})
+func (v *addedVocab) isSpecial(id int32) bool {
+	i, ok := v.byID[id]
+	return ok && v.list[2*i+1]&addedSpecial != 0
+}
+
+// extract hands the added tokens to w.added, and the normalised text between them to w.stage, in order.
+func (v *addedVocab) extract(w *work, text segment) {
+	if len(v.raw) < 3 {
+		v.between(w, text)
+		return
+	}
+	v.find(w, &v.raw, &v.rawStart, text, false)
+}
+
+// between normalises what stands between tokens found in the raw text, and looks for the others in it.
+func (v *addedVocab) between(w *work, s segment) {
+	if n := w.core.normalizer; n != nil {
+		s = n.normalize(w, s)
+	}
+	if len(v.normalized) < 3 {
+		w.stage(0, s)
+		return
+	}
+	v.find(w, &v.normalized, &v.normalizedStart, s, true)
 }
 
 // find cuts text at the tokens of the trie: the leftmost match first, of those the longest. Nothing emitted is empty.
-func (v *addedVocab) find(t *trie, text sequence, emit func(s sequence, id int32)) {
-	runes := text.runes
-	if len(runes) == 0 {
-		return
+func (v *addedVocab) find(w *work, t *trie, starts *[256]bool, text segment, normalized bool) {
+	emit := func(s segment) {
+		if normalized {
+			w.stage(0, s)
+		} else {
+			v.between(w, s)
+		}
 	}
+	table := classes()
+	b := text.text
 	done := 0      // emitted so far
 	spaceEnd := -1 // end of the white space that an rstrip saw last, so that none is walked over twice
-	for i := 0; i < len(runes); {
-		token, end := t.match(runes[i:])
-		if token < 0 {
+	for i := 0; i < len(b); {
+		if !starts[b[i]] {
 			i++
 			continue
 		}
-		start, stop := i, i+end
-		i = stop
-		a := &v.list[token]
-		if a.singleWord && (start > 0 && wordRune(runes[start-1]) || stop < len(runes) && wordRune(runes[stop])) {
+		n, length := t.longest(b[i:])
+		if n < 0 || int(n) >= len(v.list)/2 {
+			i++
 			continue
 		}
-		start = max(start, done)
-		if a.lstrip {
-			for start > done && unicode.IsSpace(runes[start-1]) {
-				start--
+		id, flags := int32(v.list[2*n]), v.list[2*n+1]
+		start, stop := i, i+length
+		i = stop
+		if flags&addedSingleWord != 0 {
+			before, _ := utf8.DecodeLastRune(b[:start])
+			after, _ := utf8.DecodeRune(b[stop:])
+			if start > 0 && table.is(before, clWord) || stop < len(b) && table.is(after, clWord) {
+				continue
 			}
 		}
-		if a.rstrip {
+		start = max(start, done)
+		if flags&addedLstrip != 0 {
+			for start > done {
+				r, n := utf8.DecodeLastRune(b[done:start])
+				if !table.is(r, clSpace) {
+					break
+				}
+				start -= n
+			}
+		}
+		if flags&addedRstrip != 0 {
 			if spaceEnd < stop {
-				for spaceEnd = stop; spaceEnd < len(runes) && unicode.IsSpace(runes[spaceEnd]); {
-					spaceEnd++
+				for spaceEnd = stop; spaceEnd < len(b); {
+					r, n := utf8.DecodeRune(b[spaceEnd:])
+					if !table.is(r, clSpace) {
+						break
+					}
+					spaceEnd += n
 				}
 			}
 			stop = spaceEnd
@@ -125,70 +181,13 @@ func (v *addedVocab) find(t *trie, text sequence, emit func(s sequence, id int32
 			continue // white space that belongs to the token before
 		}
 		if done < start {
-			emit(text.slice(done, start), -1)
+			emit(text.slice(done, start))
 		}
-		emit(text.slice(start, stop), a.id)
+		part := text.slice(start, stop)
+		w.tokens = append(w.tokens, token{id: id, bytes: part.span(0, len(part.text)), text: w.keep(part.text)})
 		done = stop
 	}
-	if done < len(runes) {
-		emit(text.slice(done, len(runes)), -1)
+	if done < len(b) {
+		emit(text.slice(done, len(b)))
 	}
-}
-
-// wordRune is \w of Unicode regular expressions.
-func wordRune(r rune) bool {
-	if r < 0x80 {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_'
-	}
-	return unicode.In(r, unicode.L, unicode.M, unicode.Nd, unicode.Nl, unicode.Pc, unicode.Other_Alphabetic, unicode.Join_Control)
-}
-
-// trie finds the longest of a set of strings at the start of a text.
-type trie struct{ nodes []trieNode }
-
-type trieNode struct {
-	next map[rune]int32
-	leaf int32 // -1: no string ends here
-}
-
-// add puts a string in; one that is there already keeps its leaf.
-func (t *trie) add(s []rune, leaf int32) {
-	if len(t.nodes) == 0 {
-		t.nodes = []trieNode{{leaf: -1}}
-	}
-	at := int32(0)
-	for _, r := range s {
-		next, ok := t.nodes[at].next[r]
-		if !ok {
-			next = int32(len(t.nodes))
-			t.nodes = append(t.nodes, trieNode{leaf: -1})
-			if t.nodes[at].next == nil {
-				t.nodes[at].next = map[rune]int32{}
-			}
-			t.nodes[at].next[r] = next
-		}
-		at = next
-	}
-	if t.nodes[at].leaf < 0 {
-		t.nodes[at].leaf = leaf
-	}
-}
-
-// match is the leaf of the longest string that text starts with and its length in runes, or -1.
-func (t *trie) match(text []rune) (leaf int32, length int) {
-	leaf = -1
-	if len(t.nodes) == 0 {
-		return
-	}
-	at := int32(0)
-	for i, r := range text {
-		next, ok := t.nodes[at].next[r]
-		if !ok {
-			return
-		}
-		if at = next; t.nodes[at].leaf >= 0 {
-			leaf, length = t.nodes[at].leaf, i+1
-		}
-	}
-	return
 }

@@ -1,6 +1,9 @@
 package tokenizer
 
-import "unicode"
+import (
+	"unicode"
+	"unicode/utf8"
+)
 
 // bertNormalizer prepares text as BERT was trained: control characters go, white space becomes a space, ideographs
 // become words of their own, and optionally accents and case go.
@@ -8,82 +11,102 @@ type bertNormalizer struct {
 	cleanText, chinese, stripAccents, lowercase bool
 }
 
-func (n bertNormalizer) normalize(s *sequence) {
+func (n bertNormalizer) normalize(w *work, s segment) segment {
+	if plain, ok := n.plain(w, s); ok {
+		return plain
+	}
 	if n.cleanText {
-		s.filter(func(r rune) bool { return !removed(r) })
-		for i, r := range s.runes {
-			if unicode.IsSpace(r) {
-				s.runes[i] = ' '
+		s = w.filter(s, func(_ class, r rune) bool { return !removed(r) })
+		s = w.mapRunes(s, func(c class, r rune) rune {
+			if c&clSpace != 0 {
+				return ' '
 			}
-		}
+			return r
+		})
 	}
 	if n.chinese {
-		spaceIdeographs(s)
+		s = spaceIdeographs(w, s)
 	}
 	if n.stripAccents {
-		decompose(s)
-		s.filter(func(r rune) bool { return r < 0x300 || !unicode.Is(mnTable, r) })
+		s = unicodeForm{}.normalize(w, s)
+		if !ascii(s.text) {
+			s = w.filter(s, func(_ class, r rune) bool { return r < 0x300 || !unicode.Is(mnTable, r) })
+		}
 	}
 	if n.lowercase {
-		lowercase(s)
+		s = lowercase{}.normalize(w, s)
 	}
+	return s
+}
+
+// plain does all of it at once for text in ASCII without control characters.
+func (n bertNormalizer) plain(w *work, s segment) (segment, bool) {
+	if s.from != nil || s.lead > 0 {
+		return s, false
+	}
+	upper := byte(0)
+	if n.lowercase {
+		upper = 'a' - 'A'
+	}
+	b := w.next()
+	text := b.text
+	if cap(text) < len(s.text) {
+		text = make([]byte, 0, len(s.text)+len(s.text)/4)
+	}
+	text = text[:len(s.text)]
+	for i, c := range s.text {
+		switch {
+		case c >= 'A' && c <= 'Z':
+			c += upper
+		case c < ' ' || c >= 0x7f:
+			if c != '\t' && c != '\n' && c != '\r' {
+				b.text = text[:0]
+				w.turn ^= 1
+				return s, false
+			}
+			if n.cleanText {
+				c = ' '
+			}
+		}
+		text[i] = c
+	}
+	b.text = text
+	s.text = text
+	return s, true
 }
 
 // removed reports whether clean_text drops the rune.
 func removed(r rune) bool {
-	if r >= ' ' && r < 0x7f {
+	if r >= ' ' && r < 0x7f || r == '\t' || r == '\n' || r == '\r' {
 		return false
 	}
 	return r == 0 || r == unicode.ReplacementChar || unicode.Is(otherTable, r)
 }
 
 // spaceIdeographs puts a space on both sides of each ideograph.
-func spaceIdeographs(s *sequence) {
-	n := 0
-	for _, r := range s.runes {
+func spaceIdeographs(w *work, s segment) segment {
+	changes, some := w.changes[:0], false
+	for i := 0; i < len(s.text); {
+		r, n := utf8.DecodeRune(s.text[i:])
+		i += n
 		if ideograph(r) {
-			n++
-		}
-	}
-	if n == 0 {
-		return
-	}
-	runes, from := make([]rune, 0, len(s.runes)+2*n), make([]span32, 0, len(s.runes)+2*n)
-	for i, r := range s.runes {
-		at := s.from[i]
-		if ideograph(r) {
-			runes, from = append(runes, ' ', r, ' '), append(from, at, at, at)
+			changes = append(changes, change{' ', 0}, change{r, 1}, change{' ', 1})
+			some = true
 		} else {
-			runes, from = append(runes, r), append(from, at)
+			changes = append(changes, change{r, 0})
 		}
 	}
-	s.runes, s.from = runes, from
+	w.changes = changes
+	if !some {
+		return s
+	}
+	return w.transform(s, changes, 0)
 }
 
 // ideograph has the blocks of the reference implementation, which leaves out U+2B820 to U+2B91F.
 func ideograph(r rune) bool {
 	return r >= 0x3400 && (r <= 0x4dbf || r >= 0x4e00 && r <= 0x9fff || r >= 0xf900 && r <= 0xfaff || r >= 0x20000 &&
 		(r <= 0x2a6df || r >= 0x2a700 && r <= 0x2b81f || r >= 0x2b920 && r <= 0x2ceaf || r >= 0x2f800 && r <= 0x2fa1f))
-}
-
-// lowercase maps each rune by itself: a final sigma is not looked for.
-func lowercase(s *sequence) {
-	for _, r := range s.runes {
-		if r == 'İ' { // the only one that becomes two runes
-			changes := make([]change, 0, len(s.runes)+16)
-			for _, r := range s.runes {
-				changes = append(changes, change{lower(r), false})
-				if r == 'İ' {
-					changes = append(changes, change{0x307, true})
-				}
-			}
-			s.rewrite(changes)
-			return
-		}
-	}
-	for i, r := range s.runes {
-		s.runes[i] = lower(r)
-	}
 }
 
 // lower is the lower case of Unicode 17, which the reference implementation has; Go's own table is older.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"unicode/utf8"
+	"strings"
 )
 
 // object is a JSON object whose members are taken one by one, so that one nobody asked for is noticed. The first
@@ -125,8 +125,53 @@ func valueOr[T any](o *object, key string, def T) T {
 
 func decodeInto(o *object, key string, raw json.RawMessage, v any) {
 	if err := json.Unmarshal(raw, v); err != nil {
-		o.fail("%s.%s: %w", o.path, key, err)
+		o.fail("%s.%s: found %s, want %s", o.path, key, found(raw), wanted(v))
 	}
+}
+
+// found says what stands there, for errors.
+func found(raw json.RawMessage) string {
+	const most = 40
+	short := string(raw)
+	if len(short) > most {
+		short = strings.ToValidUTF8(short[:most], "") + "..."
+	}
+	switch {
+	case len(raw) == 0:
+		return "nothing"
+	case raw[0] == '"':
+		return "the string " + short
+	case raw[0] == '{':
+		return "an object"
+	case raw[0] == '[':
+		return "a list"
+	case raw[0] == 't' || raw[0] == 'f' || raw[0] == 'n':
+		return short
+	}
+	return "the number " + short
+}
+
+// wanted says what would be accepted.
+func wanted(v any) string {
+	switch v.(type) {
+	case *bool:
+		return "true or false"
+	case *string:
+		return "a string"
+	case *int32, **int32:
+		return "a whole number of at most 31 bits"
+	case *int64:
+		return "a whole number"
+	case *float64:
+		return "a number"
+	case *[]int32:
+		return "a list of whole numbers of at most 31 bits"
+	case *[]string:
+		return "a list of strings"
+	case *[]json.RawMessage:
+		return "a list"
+	}
+	return "something else"
 }
 
 // id decodes a token id.
@@ -181,369 +226,4 @@ func sortedKeys[V any](m map[string]V) []string {
 	}
 	slices.Sort(keys)
 	return keys
-}
-
-// FromJSON reads a tokenizer.json. The error names the component or field that is malformed or not supported, such as
-// `unsupported pre_tokenizer "Metaspace"`.
-func FromJSON(tokenizerJSON []byte) (*Tokenizer, error) {
-	t, err := fromJSON(tokenizerJSON)
-	if err != nil {
-		return nil, fmt.Errorf("tokenizer.json: %w", err)
-	}
-	return t, nil
-}
-
-func fromJSON(file []byte) (*Tokenizer, error) {
-	if !utf8.Valid(file) {
-		return nil, fmt.Errorf("not UTF-8")
-	}
-	var err error
-	o := readObject("file", file, &err)
-	if v := value[string](o, "version"); err == nil && v != "1.0" {
-		return nil, &UnsupportedError{fmt.Sprintf("unsupported version %q", v)}
-	}
-	t := &Tokenizer{
-		normalizer:   readNormalizer(o),
-		preTokenizer: readPreTokenizer(o),
-		model:        readModel(o),
-		post:         readPostProcessor(o),
-		decoder:      readDecoder(o),
-		truncation:   readTruncation(o),
-		padding:      readPadding(o),
-	}
-	added := readAdded(o)
-	o.end()
-	if err != nil {
-		return nil, err
-	}
-	t.added, err = newAddedVocab(added, t.model, t.normalizer)
-	return t, err
-}
-
-// The read functions take one component each. A component of an unknown type is an error that names it.
-
-func readNormalizer(o *object) normalizer {
-	n := o.object("normalizer")
-	if n == nil {
-		return nil
-	}
-	switch kind := value[string](n, "type"); kind {
-	case "BertNormalizer":
-		b := bertNormalizer{
-			cleanText: value[bool](n, "clean_text"),
-			chinese:   value[bool](n, "handle_chinese_chars"),
-			lowercase: value[bool](n, "lowercase"),
-		}
-		b.stripAccents = valueOr(n, "strip_accents", b.lowercase)
-		n.end()
-		return b
-	default:
-		n.unsupported("unsupported normalizer %q", kind)
-		return nil
-	}
-}
-
-func readPreTokenizer(o *object) preTokenizer {
-	p := o.object("pre_tokenizer")
-	if p == nil {
-		return nil
-	}
-	switch kind := value[string](p, "type"); kind {
-	case "BertPreTokenizer":
-		p.end()
-		return bertPreTokenizer{}
-	default:
-		p.unsupported("unsupported pre_tokenizer %q", kind)
-		return nil
-	}
-}
-
-func readModel(o *object) model {
-	raw, ok := o.need("model")
-	if !ok {
-		return nil
-	}
-	m := readObject("file.model", raw, o.err)
-	kind := valueOr(m, "type", "")
-	if kind == "" {
-		kind = inferModel(m)
-	}
-	switch kind {
-	case "WordPiece":
-		unk := value[string](m, "unk_token")
-		prefix := value[string](m, "continuing_subword_prefix")
-		maxRunes := m.count("max_input_chars_per_word", 100, math.MaxInt32)
-		vocab := readVocab(m)
-		m.end()
-		if *o.err != nil {
-			return nil
-		}
-		w, err := newWordPiece(vocab, unk, prefix, maxRunes)
-		if err != nil {
-			m.fail("%s: %w", m.path, err)
-			return nil
-		}
-		return w
-	default:
-		m.unsupported("unsupported model %q", kind)
-		return nil
-	}
-}
-
-// inferModel finds the type of a model that does not state it, as older files do not, from its fields.
-func inferModel(m *object) string {
-	has := func(keys ...string) bool {
-		return !slices.ContainsFunc(keys, func(k string) bool { _, ok := m.members[k]; return !ok })
-	}
-	switch {
-	case has("vocab", "merges"):
-		return "BPE"
-	case has("vocab", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word"):
-		return "WordPiece"
-	case has("vocab", "unk_token"):
-		return "WordLevel"
-	case has("vocab", "unk_id"):
-		return "Unigram"
-	}
-	return "of unknown type"
-}
-
-// readVocab takes the vocabulary: token to id.
-func readVocab(m *object) map[string]int32 {
-	raw, ok := m.need("vocab")
-	if !ok {
-		return nil
-	}
-	vocab := map[string]int32{}
-	eachMember(&object{path: m.path + ".vocab", err: m.err}, raw, func(token string, d *json.Decoder) error {
-		var id *int32
-		if err := d.Decode(&id); err != nil {
-			return err
-		}
-		if id == nil || *id < 0 {
-			return fmt.Errorf("the id of %q is no token id", token)
-		}
-		if _, dup := vocab[token]; dup {
-			return fmt.Errorf("duplicate key %q", token)
-		}
-		vocab[token] = *id
-		return nil
-	})
-	return vocab
-}
-
-func readAdded(o *object) []addedToken {
-	var out []addedToken
-	for _, a := range o.list("added_tokens") {
-		out = append(out, addedToken{
-			id:         a.id("id"),
-			content:    value[string](a, "content"),
-			singleWord: value[bool](a, "single_word"),
-			lstrip:     value[bool](a, "lstrip"),
-			rstrip:     value[bool](a, "rstrip"),
-			normalized: value[bool](a, "normalized"),
-			special:    value[bool](a, "special"),
-		})
-		a.end()
-	}
-	return out
-}
-
-func readPostProcessor(o *object) *template {
-	p := o.object("post_processor")
-	if p == nil {
-		return nil
-	}
-	var t *template
-	switch kind := value[string](p, "type"); kind {
-	case "TemplateProcessing":
-		t = readTemplate(p)
-	case "BertProcessing":
-		cls, sep := readTokenPair(p, "cls"), readTokenPair(p, "sep")
-		t = bertTemplate(cls, sep)
-	default:
-		p.unsupported("unsupported post_processor %q", kind)
-		return nil
-	}
-	p.end()
-	return t
-}
-
-// bertTemplate is [CLS] A [SEP], and with a pair [CLS] A [SEP] B [SEP].
-func bertTemplate(cls, sep piece) *template {
-	second := sep
-	second.typeID = 1
-	single := pieces{cls, {input: 0}, sep}
-	return &template{single: single, pair: pieces{cls, {input: 0}, sep, {input: 1, typeID: 1}, second}}
-}
-
-// readTokenPair takes ["[CLS]", 101].
-func readTokenPair(o *object, key string) piece {
-	list := value[[]json.RawMessage](o, key)
-	if len(list) != 2 {
-		o.fail("%s.%s: want a token and its id", o.path, key)
-		return piece{}
-	}
-	p := piece{input: -1}
-	decodeInto(o, key, list[0], &p.token)
-	decodeInto(o, key, list[1], &p.id)
-	if p.id < 0 {
-		o.fail("%s.%s: %d is no token id", o.path, key, p.id)
-	}
-	return p
-}
-
-func readTemplate(p *object) *template {
-	special := map[string]pieces{}
-	if tokens := p.object("special_tokens"); tokens != nil {
-		for _, name := range sortedKeys(tokens.members) {
-			o := tokens.object(name)
-			if o == nil {
-				continue
-			}
-			if id := value[string](o, "id"); id != name {
-				o.fail("%s: the id is %q", o.path, id)
-			}
-			ids, texts := value[[]int32](o, "ids"), value[[]string](o, "tokens")
-			o.end()
-			if len(ids) != len(texts) {
-				o.fail("%s: %d ids, but %d tokens", o.path, len(ids), len(texts))
-				continue
-			}
-			list := pieces{}
-			for i, id := range ids {
-				if id < 0 {
-					o.fail("%s: %d is no token id", o.path, id)
-				}
-				list = append(list, piece{input: -1, id: id, token: texts[i]})
-			}
-			special[name] = list
-		}
-	}
-	return &template{single: readPieces(p, "single", 1, special), pair: readPieces(p, "pair", 2, special)}
-}
-
-// readPieces takes one line of a template. Each of the inputs must stand in it once.
-func readPieces(p *object, key string, inputs int, special map[string]pieces) pieces {
-	var out pieces
-	var seen [2]int
-	for _, o := range p.list(key) {
-		switch {
-		case o.members["Sequence"] != nil:
-			s := o.object("Sequence")
-			if s == nil {
-				o.unsupported("%s: unsupported piece", o.path)
-				break
-			}
-			input := int8(slices.Index([]string{"A", "B"}, value[string](s, "id")))
-			out = append(out, piece{input: input, typeID: s.id("type_id")})
-			s.end()
-			if input < 0 {
-				s.fail("%s: the sequence is neither A nor B", s.path)
-				break
-			}
-			seen[input]++
-		case o.members["SpecialToken"] != nil:
-			s := o.object("SpecialToken")
-			if s == nil {
-				o.unsupported("%s: unsupported piece", o.path)
-				break
-			}
-			name, typeID := value[string](s, "id"), s.id("type_id")
-			s.end()
-			list, ok := special[name]
-			if !ok {
-				s.fail("%s: special token %q is not among special_tokens", s.path, name)
-			}
-			for _, x := range list {
-				x.typeID = typeID
-				out = append(out, x)
-			}
-		default:
-			o.unsupported("%s: unsupported piece", o.path)
-		}
-		o.end()
-	}
-	for i, n := range seen {
-		if want := min(max(inputs-i, 0), 1); n != want {
-			p.fail("%s.%s: sequence %c stands there %d times, not %d", p.path, key, 'A'+i, n, want)
-		}
-	}
-	return out
-}
-
-func readDecoder(o *object) decoder {
-	d := o.object("decoder")
-	if d == nil {
-		return nil
-	}
-	switch kind := value[string](d, "type"); kind {
-	case "WordPiece":
-		w := wordPieceDecoder{prefix: value[string](d, "prefix"), cleanup: value[bool](d, "cleanup")}
-		d.end()
-		return w
-	default:
-		d.unsupported("unsupported decoder %q", kind)
-		return nil
-	}
-}
-
-func readTruncation(o *object) Truncation {
-	t := o.object("truncation")
-	if t == nil {
-		return Truncation{}
-	}
-	out := Truncation{
-		Stride:    t.count("stride", 0, math.MaxInt32),
-		Strategy:  Strategy(choice(t, "strategy", valueOr(t, "strategy", "LongestFirst"), "LongestFirst", "OnlyFirst", "OnlySecond")),
-		Direction: readDirection(t),
-	}
-	if out.MaxLength = int(value[int32](t, "max_length")); out.MaxLength <= 0 {
-		t.fail("%s.max_length: %d is no length", t.path, out.MaxLength)
-	}
-	t.end()
-	return out
-}
-
-func readPadding(o *object) Padding {
-	p := o.object("padding")
-	if p == nil {
-		return Padding{}
-	}
-	out := Padding{
-		MultipleOf: p.count("pad_to_multiple_of", 0, MaxPadding),
-		Direction:  readDirection(p),
-		ID:         p.id("pad_id"),
-		TypeID:     p.id("pad_type_id"),
-		Token:      value[string](p, "pad_token"),
-	}
-	if raw := p.members["strategy"]; len(raw) > 0 && raw[0] == '{' { // {"Fixed": 128}
-		s := readObject(p.path+".strategy", raw, p.err)
-		delete(p.members, "strategy")
-		out.Strategy = PadFixed
-		if raw, ok := s.need("Fixed"); ok {
-			s.members["Fixed"] = raw
-			out.Length = s.count("Fixed", 0, MaxPadding)
-		}
-		s.end()
-	} else {
-		choice(p, "strategy", value[string](p, "strategy"), "BatchLongest")
-		out.Strategy = PadLongest
-	}
-	p.end()
-	return out
-}
-
-func readDirection(o *object) Direction {
-	return Direction(choice(o, "direction", valueOr(o, "direction", "Right"), "Right", "Left"))
-}
-
-// choice is the index of v among the values that are known.
-func choice(o *object, key, v string, known ...string) int {
-	i := slices.Index(known, v)
-	if i < 0 {
-		o.unsupported("%s: unsupported %s %q", o.path, key, v)
-		return 0
-	}
-	return i
 }

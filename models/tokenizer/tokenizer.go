@@ -17,42 +17,19 @@ package tokenizer
 import (
 	"fmt"
 	"math"
+	"strings"
 	"unicode/utf8"
 )
 
 // Tokenizer is immutable and safe for concurrent use. The With methods return changed copies that share its tables.
 type Tokenizer struct {
-	normalizer   normalizer   // nil: none
-	preTokenizer preTokenizer // nil: none
-	model        model
-	post         *template // nil: the texts one after the other
-	decoder      decoder   // nil: tokens joined by spaces
-	added        *addedVocab
+	core *core
 
 	truncation Truncation
 	padding    Padding
 	noSpecial  bool
 	overflow   bool
 }
-
-// A normalizer rewrites text in place. It keeps for each rune which bytes of the original it came from.
-type normalizer interface{ normalize(*sequence) }
-
-// A preTokenizer emits the words of text in order; they share its memory and are never empty.
-type preTokenizer interface {
-	split(text sequence, emit func(word sequence))
-}
-
-// A model splits a word into pieces and appends them to out.
-type model interface {
-	tokenize(word sequence, out []token) []token
-	id(token string) (int32, bool)
-	token(id int32) (string, bool)
-	size() int
-}
-
-// A decoder makes text of tokens.
-type decoder interface{ decode(tokens []string) string }
 
 // Span is a half-open range.
 type Span struct{ Start, End int }
@@ -165,7 +142,7 @@ func (t *Tokenizer) WithOverflow(keep bool) *Tokenizer {
 }
 
 // Encode encodes a text, or a text and its pair. Padding is applied as for a batch of one. Errors: more than one pair,
-// text over 2 GiB, truncation that leaves no room for the special tokens or does not fit its stride.
+// text over 512 MiB, a word that is not in a vocabulary without an unknown token, truncation that leaves no room for the special tokens or does not fit its stride.
 func (t *Tokenizer) Encode(text string, pair ...string) (*Encoding, error) {
 	if len(pair) > 1 {
 		return nil, fmt.Errorf("tokenizer: %d texts, at most two are encoded together", 1+len(pair))
@@ -200,25 +177,30 @@ func (t *Tokenizer) batch(n int, encode func(i int) (*Encoding, error)) ([]*Enco
 
 // encode does everything but padding.
 func (t *Tokenizer) encode(text string, pair []string) (*Encoding, error) {
-	a, err := t.tokenize(text)
-	if err != nil {
+	w := t.core.work()
+	defer t.core.works.Put(w)
+	texts := [2]string{text}
+	if err := w.tokenize(text); err != nil {
 		return nil, err
 	}
-	var b []token
+	n := len(w.tokens)
 	if len(pair) == 1 {
-		if b, err = t.tokenize(pair[0]); err != nil {
+		texts[1] = pair[0]
+		if err := w.tokenize(pair[0]); err != nil {
 			return nil, err
 		}
 	}
+	a, b := w.tokens[:n:n], w.tokens[n:]
 	frame := t.frame(len(pair) == 1)
 	parts, err := t.truncate(a, b, len(pair) == 1, frame.added())
 	if err != nil {
 		return nil, err
 	}
-	e := frame.assemble(parts.a[0], parts.b[0])
+	build := assembler{w, texts, frame}
+	e := build.assemble(parts.a[0], parts.b[0])
 	e.Truncated = len(a) + len(b) - len(parts.a[0]) - len(parts.b[0])
 	if t.overflow {
-		err = parts.rest(frame, func(a, b []token) { e.Overflowing = append(e.Overflowing, *frame.assemble(a, b)) })
+		err = parts.rest(frame, func(a, b []token) { e.Overflowing = append(e.Overflowing, *build.assemble(a, b)) })
 	}
 	return e, err
 }
@@ -226,92 +208,87 @@ func (t *Tokenizer) encode(text string, pair []string) (*Encoding, error) {
 // frame is the template for one text or two, with or without special tokens.
 func (t *Tokenizer) frame(pair bool) pieces {
 	f := defaultTemplate
-	if t.post != nil {
-		f = t.post
+	if t.core.post != nil {
+		f = t.core.post
 	}
-	p := f.single
-	if pair {
-		p = f.pair
+	switch {
+	case pair && t.noSpecial:
+		return f.pairBare
+	case pair:
+		return f.pair
+	case t.noSpecial:
+		return f.singleBare
 	}
-	if t.noSpecial {
-		return p.withoutSpecial()
-	}
-	return p
+	return f.single
 }
 
-// token is a piece of text with its id.
-type token struct {
-	id    int32
-	runes span32 // of the original text, in code points
-	bytes span32
-	text  string
+// work is memory for a call.
+func (c *core) work() *work {
+	if w, ok := c.works.Get().(*work); ok {
+		w.tokens, w.texts = w.tokens[:0], w.texts[:0]
+		return w
+	}
+	return &work{core: c}
 }
 
-// span32 is a Span at half the size; texts are shorter than 2 GiB.
-type span32 struct{ start, end int32 }
-
-func (s span32) wide() Span { return Span{int(s.start), int(s.end)} }
-
-// tokenize splits one text into tokens, without those of the post-processor.
-func (t *Tokenizer) tokenize(text string) ([]token, error) {
-	if len(text) > math.MaxInt32 {
-		return nil, fmt.Errorf("tokenizer: text of %d bytes, the limit is 2 GiB", len(text))
+// tokenize appends the tokens of one text, without those of the post-processor, to w.tokens.
+func (w *work) tokenize(text string) error {
+	if len(text) > math.MaxInt32/4 {
+		return fmt.Errorf("tokenizer: text of %d bytes, the limit is 512 MiB", len(text))
 	}
 	if text == "" {
-		return nil, nil
-	}
-	out := make([]token, 0, len(text)/4+1)
-	word := func(w sequence) { out = t.model.tokenize(w, out) }
-	t.added.extract(newSequence(text), t.normalizer, func(s sequence, id int32) {
-		switch {
-		case id >= 0:
-			out = append(out, token{id: id, text: string(s.runes), bytes: s.bytes(0, len(s.runes))})
-		case t.preTokenizer != nil:
-			t.preTokenizer.split(s, word)
-		default:
-			word(s)
-		}
-	})
-	index := newRuneIndex(text)
-	for i := range out {
-		out[i].runes = span32{index.at(out[i].bytes.start), index.at(out[i].bytes.end)}
-	}
-	return out, nil
-}
-
-// runeIndex maps a byte offset of a text to its code point. nil is a text in which they are the same.
-type runeIndex []int32
-
-func newRuneIndex(text string) runeIndex {
-	ascii := 0
-	for ascii < len(text) && text[ascii] < utf8.RuneSelf {
-		ascii++
-	}
-	if ascii == len(text) {
 		return nil
 	}
-	x := make(runeIndex, len(text)+1)
-	n := int32(-1)
-	last := 0
-	for i := range text {
-		for j := last; j < i; j++ {
-			x[j] = n
+	first := len(w.tokens)
+	w.core.added.extract(w, w.newSegment(text))
+	for i := first; i < len(w.tokens); i++ {
+		if w.tokens[i].id < 0 {
+			return fmt.Errorf("tokenizer: bytes %d to %d are not in the vocabulary, and it has no unknown token", w.tokens[i].bytes.start, w.tokens[i].bytes.end)
 		}
-		last = i
-		n++
 	}
-	for j := last; j < len(text); j++ {
-		x[j] = n
-	}
-	x[len(text)] = n + 1
-	return x
+	countRunes(bytesOf(text), w.tokens[first:])
+	return nil
 }
 
-func (x runeIndex) at(byteOffset int32) int32 {
-	if x == nil {
-		return byteOffset
+// countRunes fills in the offsets in code points.
+func countRunes(text []byte, tokens []token) {
+	if ascii(text) {
+		for i := range tokens {
+			tokens[i].runes = tokens[i].bytes
+		}
+		return
 	}
-	return x[byteOffset]
+	at, runes := 0, int32(0) // the last offset asked for
+	count := func(to int32) int32 {
+		if int(to) < at { // spans of neighbours overlap a little
+			at, runes = back(text, at, int(to), runes)
+		}
+		for at < int(to) && at < len(text) {
+			if text[at] < utf8.RuneSelf {
+				at++
+			} else {
+				_, n := utf8.DecodeRune(text[at:])
+				at += n
+			}
+			runes++
+		}
+		return runes
+	}
+	for i := range tokens {
+		t := &tokens[i]
+		t.runes.start = count(t.bytes.start)
+		t.runes.end = count(t.bytes.end)
+	}
+}
+
+// back walks from one offset to an earlier one, both where characters start.
+func back(text []byte, at, to int, runes int32) (int, int32) {
+	for at > to {
+		_, n := utf8.DecodeLastRune(text[:at])
+		at -= n
+		runes--
+	}
+	return at, runes
 }
 
 // Decode makes text of ids. Ids that are not in the vocabulary are left out, and so are special tokens if skipSpecial.
@@ -319,32 +296,38 @@ func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 	tokens := make([]string, 0, len(ids))
 	for _, id := range ids {
 		s, ok := t.Token(id)
-		if !ok || skipSpecial && t.added.isSpecial(s) {
+		if !ok || skipSpecial && t.core.added.isSpecial(id) {
 			continue
 		}
 		tokens = append(tokens, s)
 	}
-	if t.decoder == nil {
-		return joinSpaces(tokens)
+	if t.core.decoder == nil {
+		return strings.Join(tokens, " ")
 	}
-	return t.decoder.decode(tokens)
+	return strings.Join(t.core.decoder.decode(tokens), "")
 }
 
 // VocabSize is the number of different tokens, added ones included.
-func (t *Tokenizer) VocabSize() int { return t.model.size() + t.added.beyond }
+func (t *Tokenizer) VocabSize() int { return t.core.vocab.count + t.core.added.beyond }
 
 // ID is the id of a token.
 func (t *Tokenizer) ID(token string) (id int32, ok bool) {
-	if id, ok := t.added.ids[token]; ok {
+	if id, ok := t.core.added.ids[token]; ok {
 		return id, true
 	}
-	return t.model.id(token)
+	return t.core.vocab.id(token)
 }
 
 // Token is the token of an id.
 func (t *Tokenizer) Token(id int32) (token string, ok bool) {
-	if s, ok := t.added.tokens[id]; ok {
-		return s, true
+	b, ok := t.core.name(id)
+	return string(b), ok
+}
+
+// name is the text of a token, in the tables.
+func (c *core) name(id int32) ([]byte, bool) {
+	if i, ok := c.added.byID[id]; ok {
+		return c.added.texts.at(i), true
 	}
-	return t.model.token(id)
+	return c.vocab.name(id)
 }

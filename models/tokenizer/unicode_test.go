@@ -11,16 +11,9 @@ import (
 // over its answers for all of them. It fails when a newer Go or x/text moves a boundary.
 func TestEveryCodePoint(t *testing.T) {
 	const want = "2655d4785960622c72b605c903984f731054c5c92509bc971ae5fc364bacb4d6"
-	norm := func(n bertNormalizer, s string) string {
-		q := newSequence(s)
-		n.normalize(&q)
-		return string(q.runes)
-	}
-	nfd := func(s string) string {
-		q := newSequence(s)
-		decompose(&q)
-		return string(q.runes)
-	}
+	w := &work{core: &core{}}
+	norm := func(n normalizer, s string) string { return string(n.normalize(w, w.newSegment(s)).text) }
+	nfd := func(s string) string { return norm(unicodeForm{}, s) }
 	h := sha256.New()
 	for r := rune(0); r <= unicode.MaxRune; r++ {
 		if r >= 0xd800 && r < 0xe000 {
@@ -40,8 +33,7 @@ func TestEveryCodePoint(t *testing.T) {
 		if norm(bertNormalizer{chinese: true}, c) != c {
 			chinese = 1
 		}
-		words := 0
-		bertPreTokenizer{}.split(newSequence("a"+c+"b"), func(sequence) { words++ })
+		words := countWords(bertPreTokenizer{}, "a"+c+"b")
 		fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s\x00%d%d%d\n", nfd(c), norm(bertNormalizer{stripAccents: true}, c),
 			norm(bertNormalizer{lowercase: true}, c), nfd("a"+c+"\u0334"), nfd("a\u0345"+c), cleaned, chinese, [...]int{0, 0, 2, 1}[words])
 	}
@@ -50,20 +42,34 @@ func TestEveryCodePoint(t *testing.T) {
 	}
 }
 
-// TestLongRunsOfMarks: unlike norm.NFD, decompose does not break up runs of more than 30 marks.
+// countWords is how many words a pre-tokenizer cuts text into.
+func countWords(p preTokenizer, text string) int {
+	n := wordCounter(0)
+	w := &work{core: &core{model: &n}}
+	p.split(w, 0, w.newSegment(text))
+	return int(n)
+}
+
+// wordCounter is a model that counts words.
+type wordCounter int
+
+func (n *wordCounter) words(*work, segment)                                    { *n++ }
+func (n *wordCounter) tokenize(_ *work, _ []byte, out []piecePart) []piecePart { return out }
+
+// TestLongRunsOfMarks: unlike norm.NFD, unicodeForm does not break up runs of more than 30 marks.
 func TestLongRunsOfMarks(t *testing.T) {
-	s := newSequence("e")
+	text := []rune("e")
 	for i := range 100 {
-		s.runes = append(s.runes, rune(0x300+i%2*0x23)) // classes 230 and 220
-		s.from = append(s.from, span32{int32(1 + 2*i), int32(3 + 2*i)})
+		text = append(text, rune(0x300+i%2*0x23)) // classes 230 and 220
 	}
-	decompose(&s)
-	for i, r := range s.runes[1:] {
+	w := &work{core: &core{}}
+	s := unicodeForm{}.normalize(w, w.newSegment(string(text)))
+	for i, r := range []rune(string(s.text))[1:] {
 		if want := []rune{0x323, 0x300}[i/50]; r != want {
 			t.Fatalf("mark %d is U+%04X, want U+%04X", i, r, want)
 		}
-		if s.from[i+1] != (span32{int32(1 + 2*i), int32(3 + 2*i)}) {
-			t.Fatalf("mark %d comes from %v", i, s.from[i+1])
+		if got := s.from[1+2*i]; got != (span32{int32(1 + 2*i), int32(3 + 2*i)}) {
+			t.Fatalf("mark %d comes from %v", i, got)
 		}
 	}
 }

@@ -90,29 +90,24 @@ func fromVocab(file []byte, o VocabOptions) (*Tokenizer, error) {
 	if o.StripAccents != nil {
 		strip = *o.StripAccents
 	}
-	m, err := newWordPiece(vocab, o.Unk, "##", 100)
-	if err != nil {
-		return nil, err
+	if _, ok := vocab[o.Unk]; !ok {
+		return nil, fmt.Errorf("the unknown token %q is not in the vocabulary", o.Unk)
 	}
-	t := &Tokenizer{
-		normalizer:   bertNormalizer{cleanText: o.CleanText, chinese: o.Chinese, stripAccents: strip, lowercase: o.Lowercase},
-		preTokenizer: bertPreTokenizer{},
-		model:        m,
-		decoder:      wordPieceDecoder{prefix: "##", cleanup: true},
-	}
-	var special []addedToken
+	s := &spec{vocab: vocab, model: modelSpec{Kind: "WordPiece", Unk: &o.Unk, Prefix: "##", MaxRunes: 100}}
 	seen := map[string]bool{}
-	for _, s := range []string{o.Pad, o.Unk, o.Cls, o.Sep, o.Mask} {
-		id, ok := vocab[s]
+	for _, text := range []string{o.Pad, o.Unk, o.Cls, o.Sep, o.Mask} {
+		id, ok := vocab[text]
 		if !ok {
-			return nil, fmt.Errorf("the special token %q is missing", s)
+			return nil, fmt.Errorf("the special token %q is missing", text)
 		}
-		if !seen[s] {
-			special = append(special, addedToken{id: id, content: s, special: true})
+		if !seen[text] {
+			s.added = append(s.added, addedToken{id: id, content: text, special: true})
 		}
-		seen[s] = true
+		seen[text] = true
 	}
-	t.post = bertTemplate(piece{input: -1, id: vocab[o.Cls], token: o.Cls}, piece{input: -1, id: vocab[o.Sep], token: o.Sep})
-	t.added, err = newAddedVocab(special, m, t.normalizer)
-	return t, err
+	s.set("normalizer", map[string]any{"type": "BertNormalizer", "clean_text": o.CleanText, "handle_chinese_chars": o.Chinese, "strip_accents": strip, "lowercase": o.Lowercase})
+	s.set("pre_tokenizer", map[string]any{"type": "BertPreTokenizer"})
+	s.set("post_processor", map[string]any{"type": "BertProcessing", "cls": []any{o.Cls, vocab[o.Cls]}, "sep": []any{o.Sep, vocab[o.Sep]}})
+	s.set("decoder", map[string]any{"type": "WordPiece", "prefix": "##", "cleanup": true})
+	return s.open()
 }

@@ -1,0 +1,144 @@
+package tokenizer
+
+import (
+	"encoding/binary"
+	"fmt"
+	"unicode/utf8"
+)
+
+// precompiled is SentencePiece's table of replacements: a double array over the bytes to replace, whose values are places
+// in a text of replacements that end with a zero byte. It is used as it stands in the file.
+type precompiled struct {
+	units []byte // four bytes each
+	texts []byte
+}
+
+// newPrecompiled takes the table apart: the length of the double array in bytes, the array, the texts.
+func newPrecompiled(b []byte) (precompiled, error) {
+	if len(b) < 4 {
+		return precompiled{}, fmt.Errorf("a character map of %d bytes, it starts with a length of 4", len(b))
+	}
+	n := int64(binary.LittleEndian.Uint32(b))
+	if n%4 != 0 || n > int64(len(b)-4) {
+		return precompiled{}, fmt.Errorf("a character map of %d bytes says that its table has %d", len(b), n)
+	}
+	return precompiled{units: b[4 : 4+n], texts: b[4+n:]}, nil
+}
+
+// lookup is the replacement of the shortest prefix of text that has one: the reference implementation takes that one, for
+// the whole of the text.
+func (p precompiled) lookup(text []byte) (replacement []byte, ok bool) {
+	unit := func(i uint32) (uint32, bool) {
+		if int64(i)*4+4 > int64(len(p.units)) {
+			return 0, false
+		}
+		return binary.LittleEndian.Uint32(p.units[i*4:]), true
+	}
+	offset := func(u uint32) uint32 { return u >> 10 << (u & (1 << 9) >> 6) }
+	u, ok := unit(0)
+	if !ok {
+		return nil, false
+	}
+	at := offset(u)
+	for _, c := range text {
+		if c == 0 {
+			return nil, false
+		}
+		at ^= uint32(c)
+		if u, ok = unit(at); !ok || u&(1<<31|0xff) != uint32(c) {
+			return nil, false
+		}
+		at ^= offset(u)
+		if u>>8&1 == 1 {
+			leaf, ok := unit(at)
+			if i := leaf & (1<<31 - 1); ok && int64(i) < int64(len(p.texts)) {
+				out := p.texts[i:]
+				for j, c := range out {
+					if c == 0 {
+						return out[:j], utf8.Valid(out[:j])
+					}
+				}
+				return out, utf8.Valid(out)
+			}
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+func (p precompiled) normalize(w *work, s segment) segment {
+	if p.plain(s.text) {
+		return s
+	}
+	changes, modified := w.changes[:0], false
+	for i := 0; i < len(s.text); {
+		n := grapheme(s.text[i:])
+		part := s.text[i : i+n]
+		i += n
+		if n < 6 {
+			if to, ok := p.lookup(part); ok {
+				modified = true
+				changes = replaceRunes(changes, part, to)
+				continue
+			}
+		}
+		for len(part) > 0 {
+			r, size := utf8.DecodeRune(part)
+			if to, ok := p.lookup(part[:size]); ok {
+				modified = true
+				changes = replaceRunes(changes, part[:size], to)
+			} else {
+				changes = append(changes, change{r, 0})
+			}
+			part = part[size:]
+		}
+	}
+	w.changes = changes
+	if !modified {
+		return s
+	}
+	return w.transform(s, changes, 0)
+}
+
+// plain reports whether text has only printable ASCII, of which no character is replaced in any table; to be sure of that
+// the table is asked.
+func (p precompiled) plain(text []byte) bool {
+	for _, c := range text {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	u := uint32(0)
+	if len(p.units) >= 4 {
+		u = binary.LittleEndian.Uint32(p.units)
+	}
+	base := u >> 10 << (u & (1 << 9) >> 6)
+	for c := uint32(' '); c <= '~'; c++ {
+		i := int64(base^c) * 4
+		if i+4 <= int64(len(p.units)) && binary.LittleEndian.Uint32(p.units[i:])&(1<<31|0xff) == c {
+			if _, ok := p.lookup([]byte{byte(c)}); ok {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// replaceRunes puts the characters of to in the place of those of old.
+func replaceRunes(changes []change, old, to []byte) []change {
+	from, n := len(changes), int32(utf8.RuneCount(old))
+	for len(to) > 0 {
+		r, size := utf8.DecodeRune(to)
+		to = to[size:]
+		changes = append(changes, change{r, 0})
+	}
+	switch diff := int32(len(changes)-from) - n; {
+	case diff > 0:
+		for i := len(changes) - int(diff); i < len(changes); i++ {
+			changes[i].n = 1
+		}
+	case diff < 0 && len(changes) > 0:
+		changes[len(changes)-1].n += diff
+	}
+	return changes
+}
