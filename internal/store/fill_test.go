@@ -474,3 +474,34 @@ func TestCase38OverTheBudget(t *testing.T) {
 	put(t, s, "m", sealed(t, draft(row{"x", 600_000, 1})))
 	check(t, s)
 }
+
+// A tag that is taken refuses a put before its bytes when they cannot be the tag's own, and takes the repair of a damaged one.
+func TestPendingPutToATakenTag(t *testing.T) {
+	s := open(t, testPath(t))
+	put(t, s, "m:one", sealed(t, draft(big...)))
+	other := pending(t, row{"x", 1<<20 + 1, 1})
+	if p, err := s.Begin(PutSpec{Ref: "m:one", Manifest: other.Encoded, Pending: other.Pending}); !errors.Is(err, zcerr.Conflict) || !strings.Contains(err.Error(), "not at these bytes") {
+		if err == nil {
+			p.Abort()
+		}
+		t.Errorf("other bytes: %v", err)
+	}
+	damageAt(t, segmentPath(t, s), 5<<10)
+	if got, err := s.Verify(context.Background(), "m:one"); err != nil || len(got.Damaged) == 0 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	v, whole := pending(t, big...), sealed(t, draft(big...))
+	f, size, rows := file(t, v)
+	p, err := s.Begin(PutSpec{Ref: "m:one", Manifest: v.Encoded, Pending: v.Pending})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Abort()
+	if err := p.Import(context.Background(), f, size, rows, idleTime, nothing, noProgress); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	readBack(t, s, "m:one", whole)
+}

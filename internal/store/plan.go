@@ -52,6 +52,9 @@ func (s *Store) checkTargetLocked(r ref.Ref, d manifest.Digest, replace bool) er
 // is of a size that nothing stored has, it is no stored version's.
 func (p *Put) checkTargetLocked() error {
 	if len(p.pending) > 0 {
+		if p.s.data != nil || len(p.s.lost) > 0 {
+			return nil // it may be one on disk, or the repair of a damaged one; the commit knows
+		}
 		sizes := p.s.sizesLocked()
 		for _, row := range p.pending {
 			if size := uint64(p.man.Tensors[row].Bytes()); size >= dedupBytes && !sizes[size] {
