@@ -145,8 +145,19 @@ func (s *Stream) Release(m Mark) {
 	s.at = m.m
 }
 
-// F32 cuts a matrix of activations from the scratch. What it holds is undefined.
-func (s *Stream) F32(rows, cols int) Matrix { return s.cut(tensor.F32, rows, cols) }
+// F32 cuts a matrix of activations from the scratch. What it holds is undefined. Rows of a multiple of 4096 bytes lie a
+// little further apart than they are long: else they would share the same few sets of a processor's cache.
+func (s *Stream) F32(rows, cols int) Matrix {
+	const page, gap = 4096 / elemSize, 64 / elemSize
+	if rows < 2 || cols == 0 || cols%page != 0 || cols > math.MaxInt32-gap {
+		return s.cut(tensor.F32, rows, cols)
+	}
+	m := s.cut(tensor.F32, rows, cols+gap)
+	if m.Cols > 0 { // else it was refused
+		m.Cols = cols
+	}
+	return m
+}
 
 // I32 cuts a vector of indices from the scratch.
 func (s *Stream) I32(n int) Matrix { return s.cut(tensor.I32, 1, n) }

@@ -2,6 +2,7 @@ package gpu
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/zcstore/zcstore/shm/region"
@@ -34,8 +35,18 @@ type Layout struct {
 	Version int
 }
 
-// Plain is the order of the checkpoint.
-var Plain = Layout{Name: "plain", Version: 1}
+// The layouts.
+var (
+	Plain  = Layout{Name: "plain", Version: 1} // the order of the checkpoint
+	Panels = Layout{Name: "p16", Version: 1}   // F32 [ceil(N/16), K, 16]: see models/pack
+)
+
+// PackedImporter is a device that computes on packed weights where they lie.
+type PackedImporter interface {
+	// ImportPacked makes a weight of n outputs and k inputs of its panels, laid out as layout says, with zeros for the
+	// outputs that fill the last. As in Import the bytes live and stay as they are.
+	ImportPacked(v tensor.View, layout Layout, n, k int) (*Weight, error)
+}
 
 // Mode says how a device came to a weight.
 type Mode string
@@ -45,6 +56,7 @@ const (
 	ZeroCopy  Mode = "zero-copy"  // computes on the very bytes that were imported
 	Staged    Mode = "staged"     // has a copy in device memory
 	GPUShared Mode = "gpu-shared" // uses device memory that other processes use too
+	Private   Mode = "private"    // has a copy of its own in this process, because Options.PackPrivately asked for it
 )
 
 // NewWeight is for backends: data is theirs, and comes back from [Weight.Data].
@@ -113,6 +125,31 @@ func Describe(v tensor.View, role tensor.Role) (WeightInfo, error) {
 		return refuse(ErrUnsupported, "no op takes weights of this role yet")
 	}
 	return i, nil
+}
+
+// DescribePacked is Describe for panels. Every ImportPacked starts with it.
+func DescribePacked(v tensor.View, layout Layout, n, k int) (WeightInfo, error) {
+	const lanes = 16
+	refuse := func(kind error, format string, args ...any) (WeightInfo, error) {
+		return WeightInfo{}, &OpError{Op: "import", Kind: kind, Reason: fmt.Sprintf(format, args...),
+			Operands: []Operand{{"packed weight", v.Shape, v.DType}}}
+	}
+	switch {
+	case layout != Panels:
+		return refuse(ErrUnsupported, "layout %s version %d, not %s version %d", layout.Name, layout.Version, Panels.Name, Panels.Version)
+	case v.DType != tensor.F32:
+		return refuse(ErrUnsupported, "panels are F32")
+	case n < 0 || k < 0 || n > math.MaxInt-lanes:
+		return refuse(ErrShape, "[%d, %d] is no size of a weight", n, k)
+	}
+	pad := (lanes - n%lanes) % lanes
+	if want := (tensor.Shape{(n + pad) / lanes, k, lanes}); !v.Shape.Equal(want) {
+		return refuse(ErrShape, "a weight of [%d, %d] has panels of %v", n, k, want)
+	}
+	if size, err := tensor.SizeBytes(v.DType, v.Shape); err != nil || size != len(v.Data) {
+		return refuse(ErrShape, "the view holds %d bytes", len(v.Data))
+	}
+	return WeightInfo{Role: tensor.Linear, N: n, K: k, DType: tensor.F32, Layout: layout, PadN: pad}, nil
 }
 
 // Group is weights that are multiplied as one, such as Q, K and V of a layer, without lying side by side: the columns

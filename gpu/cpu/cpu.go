@@ -1,11 +1,15 @@
-// Package cpu is the backend that is always there: plain Go, readable first.
+// Package cpu is the backend that is always there.
 //
 // Weights are used where they lie, in the shared segment; F16 and BF16 are widened inside the op, a piece at a time.
 // Ops run on the calling goroutine and as many others as the device has threads, and are done when the call returns,
 // which the contract of package gpu allows but no model may rely on.
 //
-// Every sum has one order: the elements of a row from first to last, in one accumulator (F32 in products, F64 in norms,
-// means and the denominators of softmax). Tiles and threads divide rows and columns, never a sum.
+// A device has a tier: kernels in assembly for AVX-512 or for AVX2, or plain Go ([Tiers]). It takes the fastest that the
+// processor runs; $ZCSTORE_CPU names another.
+//
+// Every sum of a product has one order: the elements of a row from first to last, in one F32 accumulator, with one rounding
+// for each element in the kernels and two in plain Go. So both tiers of kernels give the same bits. Sums of norms, means and
+// softmax are F64 in plain Go, and F32 lane by lane in the kernels. Tiles and threads divide rows and columns, never a sum.
 package cpu
 
 import (
@@ -17,6 +21,8 @@ import (
 	"sync"
 
 	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/models/pack"
+	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -33,6 +39,7 @@ type Device struct {
 	pool    gpu.Pool
 	threads int
 	k       *kernels // nil: plain Go
+	pack    bool     // gpu.Options.PackPrivately
 	err     error    // of the environment; NewStream returns it
 }
 
@@ -47,7 +54,7 @@ func New(o gpu.Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Device{threads: n, k: k}, nil
+	return &Device{threads: n, k: k, pack: o.PackPrivately}, nil
 }
 
 // Default is the device that a program uses when it names none. It is not closed.
@@ -76,7 +83,11 @@ func threads(n int) (int, error) {
 
 // Info implements gpu.Device.
 func (d *Device) Info() gpu.Info {
-	return gpu.Info{Backend: "cpu", Name: fmt.Sprintf("%s, %d threads", d.Tier(), d.threads), Threads: d.threads}
+	name := fmt.Sprintf("%s, %d threads", d.Tier(), d.threads)
+	if d.pack {
+		name += ", weights packed privately"
+	}
+	return gpu.Info{Backend: "cpu", Name: name, Threads: d.threads}
 }
 
 // Tier names the instruction set that the device computes with: one of [Tiers].
@@ -117,7 +128,8 @@ func (b *buf) Free()              { b.f = nil }
 
 // weight is what this backend keeps with a gpu.Weight: the stored bytes as values. One of the two is set.
 type weight struct {
-	rows, cols int // as stored
+	rows, cols int  // as stored; of the whole weight where packed
+	packed     bool // f32 is panels of 16 rows
 	f32        []float32
 	half       []uint16
 	bf16       bool // half is BF16, else F16
@@ -148,8 +160,39 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),
 			Operands: []gpu.Operand{{Name: role.String(), Shape: v.Shape, DType: v.DType}}}
 	}
+	if d.pack && w.f32 != nil && role != tensor.LookupLinear { // whose rows are looked up too
+		if p, err := pack.Of(role, v.Shape); err == nil {
+			return d.packed(info, p, w.f32, role)
+		}
+	}
 	info.Mode = gpu.ZeroCopy
 	return gpu.NewWeight(d, info, w).InPlace(v.Data), nil
+}
+
+// packed is the weight as a private, packed copy.
+func (d *Device) packed(info gpu.WeightInfo, p pack.P16, plain []float32, role tensor.Role) (_ *gpu.Weight, err error) {
+	defer region.Caught(region.On(), &err)
+	panels := make([]float32, p.Len())
+	if err := p.Pack(panels, plain, role); err != nil {
+		return nil, err
+	}
+	info.Role, info.Layout, info.PadN, info.Mode = tensor.Linear, gpu.Panels, p.PadN, gpu.Private
+	return gpu.NewWeight(d, info, &weight{rows: p.N, cols: p.K, packed: true, f32: panels}), nil
+}
+
+// ImportPacked implements gpu.PackedImporter. It never copies; the data has to lie on 4 bytes, and is read fastest on 64.
+func (d *Device) ImportPacked(v tensor.View, layout gpu.Layout, n, k int) (*gpu.Weight, error) {
+	info, err := gpu.DescribePacked(v, layout, n, k)
+	if err != nil {
+		return nil, err
+	}
+	f, err := v.Float32s()
+	if err != nil {
+		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),
+			Operands: []gpu.Operand{{Name: "packed weight", Shape: v.Shape, DType: v.DType}}}
+	}
+	info.Mode = gpu.ZeroCopy
+	return gpu.NewWeight(d, info, &weight{rows: n, cols: k, packed: true, f32: f}).InPlace(v.Data), nil
 }
 
 // row is a stored row as F32: the bytes themselves, or widened into the start of tmp.

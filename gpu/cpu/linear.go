@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -74,7 +75,7 @@ func (q *queue) Linear(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 // tilesDown is into how many tasks the rows of x are divided and how many rows each has. A weight that has to be
 // widened or turned first is so once, for all rows.
 func tilesDown(w *gpu.Weight, rows int) (tasks, step int) {
-	if w.DType != tensor.F32 || w.Role == tensor.LinearT {
+	if w.DType != tensor.F32 || w.Role == tensor.LinearT || w.Layout != gpu.Plain {
 		return 1, rows
 	}
 	return (rows + tileM - 1) / tileM, tileM
@@ -88,12 +89,18 @@ func tilesOf(w *gpu.Weight, rows int) int {
 // panel is the rows n0 to n1 of a weight, K elements each, one behind the other: in place, or widened or turned.
 func panel(w *gpu.Weight, n0, n1 int, s *scratch) []float32 {
 	c := w.Data().(*weight)
-	if w.Role != tensor.LinearT && c.half == nil {
+	if w.Role != tensor.LinearT && c.half == nil && !c.packed {
 		return c.f32[n0*w.K : n1*w.K]
 	}
 	s.pack = grow(s.pack, (n1-n0)*w.K)
 	for n := n0; n < n1; n++ {
 		row := s.pack[(n-n0)*w.K : (n-n0+1)*w.K]
+		if c.packed {
+			for k := range row {
+				row[k] = c.f32[(n/pack.Lanes*w.K+k)*pack.Lanes+n%pack.Lanes]
+			}
+			continue
+		}
 		if w.Role != tensor.LinearT {
 			c.row(n, row)
 			continue

@@ -65,9 +65,12 @@ func (q *queue) linearTiles(k *kernels, dst, x gpu.Matrix, g *gpu.Group, e gpu.E
 			if b := vector(bias, &s.bias); b != nil {
 				l.bias = b[n0:n1]
 			}
-			l.panels = k.panels(w, n0, n1, s)
 			l.step = 4 * lanes
-			l.panel = 4 * lanes * roundUp(w.K, lanes)
+			if p := w.Data().(*weight); p.packed { // n0 is the first column of a panel
+				l.panels, l.panel = p.f32[n0*w.K:], 4*lanes*w.K
+			} else {
+				l.panels, l.panel = k.panels(w, n0, n1, s), 4*lanes*roundUp(w.K, lanes)
+			}
 			l.run()
 			return
 		}

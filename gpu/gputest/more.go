@@ -2,7 +2,6 @@ package gputest
 
 import (
 	"errors"
-	"math"
 	"runtime"
 	"testing"
 
@@ -20,54 +19,6 @@ func (b *bench) wantError(kind error, op string) {
 	}
 	if err := b.s.Sync(); err != nil {
 		b.t.Errorf("the error came a second time: %v", err)
-	}
-}
-
-// testBits: a row of a result does not depend on how many others there are.
-func testBits(t *testing.T, dev gpu.Device) {
-	b := newBench(t, dev)
-	const rows, k, n = 71, 131, 103
-	x, w, bias := b.random(rows, k, 1), b.random(n, k, 1), b.random(1, n, 1)
-	for _, d := range []tensor.DType{tensor.F32, tensor.BF16} {
-		for _, role := range []tensor.Role{tensor.Linear, tensor.LinearT} {
-			g, err := gpu.NewGroup([]*gpu.Weight{b.weight(&w, d, role)}, []*gpu.Weight{b.weight(&bias, d, tensor.Other)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			e := gpu.Epilogue{Act: gpu.GELUErf}
-			xm, dst := b.put(x, 0), b.room(rows, n, 0)
-			b.s.Linear(dst, xm, g, e)
-			want := b.read(dst)
-			for _, m := range []int{1, 2, 3, 5, 13, 31, 64} {
-				for from := 0; from+m <= rows; from += m {
-					part := b.s.F32(m, n)
-					b.s.Linear(part, xm.Slice(from, m), g, e)
-					same(t, "linear", b.read(part), want[from*n:(from+m)*n])
-				}
-			}
-		}
-	}
-	starts := []int{0, 3, 4, 40, rows}
-	const heads, size = 3, 11
-	q := b.put(b.random(rows, heads*size*3, 1), 0)
-	at := func(m gpu.Matrix, i int) gpu.Matrix { return m.Columns(i*heads*size, heads*size) }
-	dst := b.room(rows, heads*size, 0)
-	b.s.Attention(dst, at(q, 0), at(q, 1), at(q, 2), gpu.Attention{Heads: heads, Seqs: b.s.Ragged(starts, nil)})
-	want := b.read(dst)
-	for i := range len(starts) - 1 {
-		from, n := starts[i], starts[i+1]-starts[i]
-		alone, part := q.Slice(from, n), b.s.F32(n, heads*size)
-		b.s.Attention(part, at(alone, 0), at(alone, 1), at(alone, 2), gpu.Attention{Heads: heads, Seqs: b.s.Ragged([]int{0, n}, nil)})
-		same(t, "attention", b.read(part), want[from*heads*size:(from+n)*heads*size])
-	}
-}
-
-func same(t *testing.T, op string, got, want []float32) {
-	t.Helper()
-	for i := range got {
-		if math.Float32bits(got[i]) != math.Float32bits(want[i]) {
-			t.Fatalf("%s: element %d of a part is %v, of the whole %v", op, i, got[i], want[i])
-		}
 	}
 }
 

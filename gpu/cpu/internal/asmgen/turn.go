@@ -19,6 +19,10 @@ func (g *isa) turn() {
 	g.op("LEAQ (R11)(R9*4), R12")
 	g.op("MOVQ turn_dst(DI), BX")
 	g.op("MOVQ turn_blocks(DI), CX")
+	for p := 1; g.wide && p < 4; p++ {
+		g.op("MOVL $%d, DX", 15<<(4*p))
+		g.op("KMOVW DX, K%d", p)
+	}
 	l := g.newLabels("block")[0]
 	g.label(l)
 	group := []string{"R8", "R10", "R11", "R12"}
@@ -41,7 +45,7 @@ func (g *isa) turn() {
 					continue
 				}
 				for p := 1; p < 4; p++ {
-					g.op("VINSERTF32X4 $%d, %s, Z%d, Z%d", p, row(p, i, q), r, r)
+					g.op("VBROADCASTF32X4 %s, K%d, Z%d", row(p, i, q), p, r)
 				}
 			}
 		}
