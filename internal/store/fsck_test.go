@@ -267,28 +267,3 @@ func TestFsckRefusesWhileADaemonServes(t *testing.T) {
 		}
 	}
 }
-
-func FuzzParseCatalog(f *testing.F) {
-	m := newModel("org/model")
-	m.tags["latest"], m.created[manifest.Digest{1}], m.pinned[manifest.Digest{1}] = manifest.Digest{1}, time.UnixMilli(1), true
-	b, err := encodeCatalog(&catalog{boot: "b", dataID: "i", data: "/d", models: map[string]*model{m.name: m}, unwritten: map[manifest.Digest]bool{{1}: true}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Add([]byte(`{"format":1,"models":{"a":{"next":2,"tags":{"v1":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}}}}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		c, err := parseCatalog(b)
-		if err != nil {
-			return
-		}
-		out, err := encodeCatalog(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		again, err := parseCatalog(out)
-		if err != nil || len(again.models) != len(c.models) {
-			t.Fatalf("what was read cannot be written and read again: %v\n%s", err, out)
-		}
-	})
-}
