@@ -501,3 +501,48 @@ func TestHandOutThroughRefuses(t *testing.T) {
 		t.Errorf("after refusals: %+v", g)
 	}
 }
+
+// Case 83: whether pages may go to a swap device is said, and a mount that forbids it is known.
+func TestCase83SwapIsShown(t *testing.T) {
+	for options, want := range map[string]Swap{"size=1m,mode=0700,noswap": SwapNever, "size=1m,mode=0700": MachineSwap()} {
+		t.Run(options, func(t *testing.T) { // a kernel before 6.4 knows no noswap, and the mount is skipped
+			d, err := OpenDir(filepath.Join(testMount(t, options), "d"), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			if got := d.Guarantee().Swap; got != want || got == SwapUnknown {
+				t.Errorf("swap is %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+func TestFileSystemIsOursAlone(t *testing.T) {
+	root := testMount(t, "size=1m,mode=0700")
+	own := func(path string) bool {
+		t.Helper()
+		d, err := OpenDir(path, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		s, err := d.Space()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Own
+	}
+	if !own(root) || !own(filepath.Join(root, "d")) {
+		t.Error("a mount with nothing else on it is not known as our own")
+	}
+	if err := os.Mkdir(filepath.Join(root, "other"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if own(filepath.Join(root, "d")) {
+		t.Error("a mount with somebody else's directory on it is taken for our own")
+	}
+	if own(testDir(t).Path()) {
+		t.Error("/dev/shm is taken for our own")
+	}
+}

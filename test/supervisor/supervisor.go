@@ -147,7 +147,16 @@ func (s *Supervisor) Start(socket, dir string, env ...string) *testdaemon.Proces
 	s.mu.Lock()
 	cmd := testdaemon.Command(socket, dir, append(env, testdaemon.EnvBacking+"=memfd", "NOTIFY_SOCKET="+s.path, fmt.Sprintf("FDSTORE=%d", s.max),
 		fmt.Sprintf("LISTEN_FDS=%d", len(s.files)), "LISTEN_FDNAMES="+strings.Join(s.names, ":"))...)
-	cmd.ExtraFiles = append([]*os.File(nil), s.files...)
+	for _, f := range s.files { // copies: the daemon may have one dropped while it is being started
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			s.mu.Unlock()
+			s.t.Fatal(err)
+		}
+		file := os.NewFile(uintptr(fd), f.Name())
+		defer file.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, file)
+	}
 	s.mu.Unlock()
 	// Only the process that a variable names may take the descriptors, and its id is known to itself alone.
 	inner := cmd.Path
