@@ -125,7 +125,7 @@ func filesKept(t *testing.T) kept {
 // diskKept has the durable tier, and every other time the machine goes down with the daemon: memory is empty afterwards.
 func diskKept(t *testing.T) kept {
 	k := filesKept(t)
-	k.stride = size(4, 1, 1) // a disk takes its time
+	k.stride = size(7, 1, 1) // a disk takes its time
 	data := filepath.Join(t.TempDir(), "data")
 	starts := 0
 	k.start = func() *testdaemon.Process {

@@ -154,13 +154,14 @@ var faults = []struct {
 	name string
 	err  error
 	kind zcerr.Kind // of the operation's error, when the fault reaches the caller
+	rare bool       // a short run fails only puts with it
 }{
-	{"EIO", unix.EIO, zcerr.Other},
-	{"EXDEV", unix.EXDEV, zcerr.Other},
-	{"ENOSPC", unix.ENOSPC, zcerr.NoSpace},
-	{"EMFILE", unix.EMFILE, zcerr.Limit},
-	{"short", shm.ErrShort, zcerr.Other},
-	{"EINTR", unix.EINTR, zcerr.Other}, // never reaches the caller: the call is made again
+	{"EIO", unix.EIO, zcerr.Other, false},
+	{"EXDEV", unix.EXDEV, zcerr.Other, true},
+	{"ENOSPC", unix.ENOSPC, zcerr.NoSpace, false},
+	{"EMFILE", unix.EMFILE, zcerr.Limit, true},
+	{"short", shm.ErrShort, zcerr.Other, true},
+	{"EINTR", unix.EINTR, zcerr.Other, true}, // never reaches the caller: the call is made again
 }
 
 // Every operation is failed at each of its steps with each fault, in the process. It then either failed, with an error that
@@ -169,6 +170,9 @@ func TestCase35EveryStepFails(t *testing.T) {
 	digests := digestsOf(t)
 	for _, op := range operations {
 		for _, f := range faults {
+			if size(0, 1, 1) == 0 && f.rare && op.name != "put" {
+				continue // takes the same ways as EIO; CI does them all
+			}
 			t.Run(op.name+"/"+f.name, func(t *testing.T) {
 				var hit []string
 				for n := 1; ; n++ {
