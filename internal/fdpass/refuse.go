@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zcstore/zcstore/internal/peercred"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
@@ -85,7 +86,7 @@ func (r *refusals) close() {
 }
 
 // refuse takes ownership of c, tells it why and closes it. It does not wait.
-func (s *splitter) refuse(c *net.UnixConn, why error) {
+func (s *splitter) refuse(c *net.UnixConn, cred peercred.Cred, why error) {
 	if !s.refusals.add(c) {
 		c.Close()
 		return
@@ -93,11 +94,23 @@ func (s *splitter) refuse(c *net.UnixConn, why error) {
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
-		defer c.Close()
-		defer s.refusals.remove(c)
+		pardoned := false
+		defer func() {
+			s.refusals.remove(c)
+			if !pardoned {
+				c.Close()
+			}
+		}()
 		end := time.Now().Add(refusalTime)
 		c.SetReadDeadline(time.Now().Add(refusalQuiet))
 		first, _ := peek(c)
+		if first == MagicRaw && s.o.AdmitRaw != nil {
+			if verdict := s.o.AdmitRaw(cred); verdict.Refuse == nil {
+				pardoned = true
+				s.let(accepted(c, verdict))
+				return
+			}
+		}
 		c.SetDeadline(end)
 		if first == preface {
 			if refuseCall(c, why) != nil {
@@ -116,6 +129,16 @@ func (s *splitter) refuse(c *net.UnixConn, why error) {
 			}
 		}
 	}()
+}
+
+// let takes ownership of a connection of the raw channel that comes in after all.
+func (s *splitter) let(c *Accepted) {
+	c.SetReadDeadline(time.Time{})
+	s.mu.Lock()
+	s.waiting++
+	s.mu.Unlock()
+	s.wg.Add(1) // the caller's own keeps it above zero
+	s.pass(c, MagicRaw)
 }
 
 func inProtocol(first string, text []byte) []byte {

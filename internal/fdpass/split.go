@@ -25,6 +25,8 @@ type SplitOptions struct {
 
 	// Admit is asked about each connection before anything is read from it. nil: all come in. It borrows the connection.
 	Admit func(*net.UnixConn, peercred.Cred) Admission
+	// AdmitRaw is asked once more about a connection that Admit refused and that turns out to be one of the raw channel. nil: no.
+	AdmitRaw func(peercred.Cred) Admission
 }
 
 // Admission is what Admit decides.
@@ -222,7 +224,7 @@ func (s *splitter) admit(u *net.UnixConn) {
 		verdict = s.o.Admit(u, cred)
 	}
 	if verdict.Refuse != nil {
-		s.refuse(u, verdict.Refuse)
+		s.refuse(u, cred, verdict.Refuse)
 		return
 	}
 	c := accepted(u, verdict)

@@ -79,12 +79,7 @@ func (g *Ledger) Conn(uid uint32) (back func(), err error) {
 	total, byFiles := g.l.ConnsNow()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	a := g.peek(uid)
-	if full := a.conns >= g.l.ConnsPerUID || g.conns >= total; full && a.uploads < a.puts {
-		var all int // they are bounded by the open puts
-		return g.take(uid, &all, func(a *account) *int { return &a.uploads }), nil
-	}
-	switch {
+	switch a := g.peek(uid); {
 	case a.conns >= g.l.ConnsPerUID:
 		return nil, zcerr.New(zcerr.Limit, "uid %d has %d connections, the limit of one user is %d", uid, a.conns, g.l.ConnsPerUID).
 			WithHint("close some, or start the daemon with a larger one: zcstored --max-conns-per-uid %d", 2*g.l.ConnsPerUID)
@@ -96,6 +91,25 @@ func (g *Ledger) Conn(uid uint32) (back func(), err error) {
 			WithHint("close some, or start the daemon with a larger one: zcstored --max-conns %d", 2*g.l.Conns)
 	}
 	return g.take(uid, &g.conns, func(a *account) *int { return &a.conns }), nil
+}
+
+// Upload takes a connection on the raw channel that Conn has refused, when the user has an open put that may want it for its
+// bytes: the number is bounded by the open puts, and the reserve has room for it.
+func (g *Ledger) Upload(uid uint32) (back func(), ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if a := g.peek(uid); a.uploads >= a.puts {
+		return nil, false
+	}
+	var all int
+	return g.take(uid, &all, func(a *account) *int { return &a.uploads }), true
+}
+
+// OpenPuts is how many puts are open.
+func (g *Ledger) OpenPuts() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.puts
 }
 
 // Stranger takes a connection of a user who may not use the daemon, to tell him so on it. It says no when enough of them

@@ -106,13 +106,13 @@ func TestUploadOfAnOpenPutComesIn(t *testing.T) {
 	g := NewLedger(l)
 	conn, err1 := g.Conn(5)
 	put, err2 := g.Put(5)
-	upload, err3 := g.Conn(5)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		t.Fatal(err)
+	upload, ok := g.Upload(5)
+	if err := errors.Join(err1, err2); err != nil || !ok {
+		t.Fatal(err, ok)
 	}
 	for _, uid := range []uint32{5, 6} { // one for each put, and of nobody else's
-		if _, err := g.Conn(uid); !errors.Is(err, zcerr.Limit) {
-			t.Errorf("uid %d: %v", uid, err)
+		if _, ok := g.Upload(uid); ok {
+			t.Errorf("uid %d has another", uid)
 		}
 	}
 	for _, back := range []func(){upload, put, conn} {

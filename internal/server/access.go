@@ -85,6 +85,14 @@ func (s *Server) admit(c *net.UnixConn, cred peercred.Cred) fdpass.Admission {
 	return fdpass.Admission{Back: back}
 }
 
+// admitRaw lets the bytes of an open put in, whatever the number of connections.
+func (s *Server) admitRaw(cred peercred.Cred) fdpass.Admission {
+	if back, ok := s.ledger.Upload(cred.UID); ok {
+		return fdpass.Admission{Back: back}
+	}
+	return fdpass.Admission{Refuse: zcerr.New(zcerr.Limit, "no put waits for another connection")}
+}
+
 func (s *Server) refuse(cred peercred.Cred, err error) fdpass.Admission {
 	s.log.Warn("connection refused", zap.Stringer("kind", zcerr.KindOf(err)), zap.Uint32("uid", cred.UID), zap.Int32("pid", cred.PID), zap.Error(err))
 	return fdpass.Admission{Refuse: err}

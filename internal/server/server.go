@@ -35,6 +35,9 @@ const Protocol = 1
 // drainTimeout is how long open puts may go on at the end.
 const drainTimeout = 10 * time.Second
 
+// flushTime is how long the answers of those puts may take to go.
+const flushTime = 200 * time.Millisecond
+
 // Server serves one store.
 type Server struct {
 	zcstorev1.UnimplementedStoreServer
@@ -102,23 +105,32 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 	s.access.socket = ln.Addr().String()
 	g, alive := s.grpc()
 	l := s.ledger.Limits()
-	grpcLn, rawLn := fdpass.Split(ln, fdpass.SplitOptions{PeekTimeout: l.Handshake, MaxSilent: l.SilentPerUID, Admit: s.admit})
+	grpcLn, rawLn := fdpass.Split(ln, fdpass.SplitOptions{PeekTimeout: l.Handshake, MaxSilent: l.SilentPerUID, Admit: s.admit, AdmitRaw: s.admitRaw})
 	var raw sync.WaitGroup
+	rawCtx, endRaw := context.WithCancel(context.WithoutCancel(ctx)) // open puts get their bytes to the end
+	defer endRaw()
 	raw.Add(1)
 	go func() {
 		defer raw.Done()
-		s.serveRaw(ctx, rawLn, &raw)
+		s.serveRaw(rawCtx, rawLn, &raw)
 	}()
 	stop := context.AfterFunc(ctx, func() {
 		alive.Shutdown()
 		done := make(chan struct{})
+		busy := s.ledger.OpenPuts() > 0
 		go func() { s.puts.Wait(); close(done) }()
 		select {
 		case <-done:
 		case <-time.After(drainTimeout):
 			s.log.Warn("open puts were cut", zap.Duration("after", drainTimeout))
 		}
+		endRaw()
 		rawLn.Close()
+		if busy { // Stop would cut off the last put's answer, which gRPC may still be writing
+			late := time.AfterFunc(flushTime, g.Stop)
+			g.GracefulStop()
+			late.Stop()
+		}
 		g.Stop()
 	})
 	served := make(chan error, 1)
@@ -127,6 +139,7 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 	select {
 	case err = <-served:
 		if stop() { // it ended by itself
+			endRaw()
 			rawLn.Close()
 			g.Stop()
 		}

@@ -177,3 +177,39 @@ func field(t testing.TB, pid int, name string) (kb int) {
 	}
 	return kb
 }
+
+// sealed is a manifest, encoded.
+func sealed(t testing.TB) []byte {
+	t.Helper()
+	draft, _, err := pipeline.Describe(&model{nn.NewLinear(64, 64, nn.Seed(5))}, pipeline.PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := draft.Seal(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Encoded
+}
+
+// weights is what a put of sealed sends.
+func weights(t testing.TB) []byte {
+	t.Helper()
+	draft, _, err := pipeline.Describe(&model{nn.NewLinear(64, 64, nn.Seed(5))}, pipeline.PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := draft.Seal(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []byte
+	for i, d := range s.Data {
+		b := make([]byte, s.Manifest.Tensors[i].Bytes())
+		if _, err := d.ReadAt(b, 0); err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		out = append(out, b...)
+	}
+	return out
+}
