@@ -246,7 +246,9 @@ func (w *work) tokenize(text string) error {
 			return fmt.Errorf("tokenizer: bytes %d to %d are not in the vocabulary, and it has no unknown token", w.tokens[i].bytes.start, w.tokens[i].bytes.end)
 		}
 	}
-	countRunes(bytesOf(text), w.tokens[first:])
+	if !w.noRunes {
+		countRunes(bytesOf(text), w.tokens[first:])
+	}
 	return nil
 }
 

@@ -11,47 +11,52 @@ type parts struct{ a, b [][]token }
 
 // truncate cuts the texts so that they and added special tokens have at most MaxLength tokens.
 func (t *Tokenizer) truncate(a, b []token, pair bool, added int) (parts, error) {
-	whole := parts{[][]token{a}, [][]token{b}}
+	na, nb, err := t.keep(len(a), len(b), pair, added)
+	if err != nil || na == len(a) && nb == len(b) {
+		return parts{[][]token{a}, [][]token{b}}, err
+	}
+	return parts{t.cut(a, na), t.cut(b, nb)}, nil
+}
+
+// keep is how many of the tokens of both texts stay.
+func (t *Tokenizer) keep(na, nb int, pair bool, added int) (int, int, error) {
 	tr := t.truncation
 	if tr == (Truncation{}) || tr.MaxLength == 0 {
-		return whole, nil
+		return na, nb, nil
 	}
 	if tr.MaxLength < 0 || tr.Stride < 0 || tr.Strategy > OnlySecond || tr.Direction > Left {
-		return whole, fmt.Errorf("tokenizer: truncation %+v is invalid", tr)
+		return 0, 0, fmt.Errorf("tokenizer: truncation %+v is invalid", tr)
 	}
 	limit := tr.MaxLength - added
 	if limit < 0 {
-		return whole, fmt.Errorf("tokenizer: truncation to %d tokens leaves no room for the %d special tokens", tr.MaxLength, added)
+		return 0, 0, fmt.Errorf("tokenizer: truncation to %d tokens leaves no room for the %d special tokens", tr.MaxLength, added)
 	}
-	excess := len(a) + len(b) - limit
+	excess := na + nb - limit
 	if excess <= 0 {
-		return whole, nil
+		return na, nb, nil
 	}
-	na, nb := len(a), len(b)
+	allA, allB := na, nb
 	switch {
 	case limit == 0:
 		na, nb = 0, 0
 	case tr.Strategy == LongestFirst:
 		na, nb = share(na, nb, limit, pair)
 	case tr.Strategy == OnlySecond && !pair:
-		return whole, fmt.Errorf("tokenizer: truncation of the second text only, but there is none")
+		return 0, 0, fmt.Errorf("tokenizer: truncation of the second text only, but there is none")
 	case tr.Strategy == OnlyFirst:
 		na -= excess
 	default:
 		nb -= excess
 	}
 	if na < 0 || nb < 0 || limit > 0 && (tr.Strategy == OnlyFirst && na == 0 || tr.Strategy == OnlySecond && nb == 0) {
-		return whole, fmt.Errorf("tokenizer: %d tokens have to go, the text to be truncated does not have more", excess)
+		return 0, 0, fmt.Errorf("tokenizer: %d tokens have to go, the text to be truncated does not have more", excess)
 	}
-	var out parts
-	var err error
-	if out.a, err = t.cut(a, na); err != nil {
-		return whole, err
+	for _, n := range [2][2]int{{na, allA}, {nb, allB}} {
+		if n[0] > 0 && n[0] < n[1] && n[0] <= tr.Stride {
+			return 0, 0, fmt.Errorf("tokenizer: the stride of %d must be less than the %d tokens that are left of the text", tr.Stride, n[0])
+		}
 	}
-	if out.b, err = t.cut(b, nb); err != nil {
-		return whole, err
-	}
-	return out, nil
+	return na, nb, nil
 }
 
 // share divides limit between two texts: the longer one is cut until both are equal, then both are.
@@ -73,19 +78,16 @@ func share(na, nb, limit int, pair bool) (int, int) {
 	return short, long
 }
 
-// cut divides tokens into parts of n. Without overflow only the part that stays is made.
-func (t *Tokenizer) cut(tokens []token, n int) ([][]token, error) {
+// cut divides tokens into parts of n, which is more than the stride. Without overflow only the part that stays is made.
+func (t *Tokenizer) cut(tokens []token, n int) [][]token {
 	total := len(tokens)
 	if n >= total {
-		return [][]token{tokens}, nil
+		return [][]token{tokens}
 	}
 	if n == 0 {
-		return [][]token{nil, tokens}, nil
+		return [][]token{nil, tokens}
 	}
 	step := n - t.truncation.Stride
-	if step <= 0 {
-		return nil, fmt.Errorf("tokenizer: the stride of %d must be less than the %d tokens that are left of the text", t.truncation.Stride, n)
-	}
 	var out [][]token
 	for i := 0; ; i += step {
 		start, stop := i, min(i+n, total)
@@ -94,7 +96,7 @@ func (t *Tokenizer) cut(tokens []token, n int) ([][]token, error) {
 		}
 		out = append(out, tokens[start:stop])
 		if !t.overflow || t.truncation.Direction == Left && start == 0 || t.truncation.Direction == Right && stop == total {
-			return out, nil
+			return out
 		}
 	}
 }

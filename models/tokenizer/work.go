@@ -4,6 +4,8 @@ package tokenizer
 type work struct {
 	core *core
 
+	noRunes bool // the offsets in code points are not wanted
+
 	tokens  []token
 	texts   []byte // of tokens that are not what the vocabulary says
 	pieces  []piecePart
