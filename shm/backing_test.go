@@ -542,6 +542,9 @@ func TestFileSystemIsOursAlone(t *testing.T) {
 	if own(filepath.Join(root, "d")) {
 		t.Error("a mount with somebody else's directory on it is taken for our own")
 	}
+	if own(filepath.Join(testMount(t, "size=1m,mode=1777"), "d")) {
+		t.Error("a mount on which everybody may make files is taken for our own")
+	}
 	if own(testDir(t).Path()) {
 		t.Error("/dev/shm is taken for our own")
 	}

@@ -15,7 +15,7 @@ import (
 const hugePage = 2 << 20
 
 // ownMount tells that nothing but this directory is on its file system: it is the root of the mount, or the only entry of
-// that root. In doubt it is not.
+// that root, in which others may make none (as they may in /dev/shm, and unlink it at once). In doubt it is not.
 func (d *Dir) ownMount() bool {
 	here, err := mountRoot(int(d.f.Fd()))
 	if err != nil || here {
@@ -28,6 +28,10 @@ func (d *Dir) ownMount() bool {
 	parent := os.NewFile(uintptr(up), "parent")
 	defer parent.Close()
 	if root, err := mountRoot(up); err != nil || !root {
+		return false
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(up, &st); err != nil || st.Mode&0o022 != 0 || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return false
 	}
 	names, err := parent.Readdirnames(2)
