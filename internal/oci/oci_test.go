@@ -333,6 +333,7 @@ func TestEveryStepFails(t *testing.T) {
 						t.Fatalf("step %d (%s): written after a failed fsync", n, name)
 					}
 				}
+				restore()
 				readAll(t, l, must(l, old, next))
 				l.Close()
 			}

@@ -17,7 +17,11 @@ import (
 
 // openFile opens a regular file of the layout: never a link, a pipe or a device that somebody put in its place.
 func (l *Layout) openFile(name string) (*os.File, int64, error) {
-	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	var f *os.File
+	err := l.step("open", func() (err error) {
+		f, err = l.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		return err
+	})
 	if err != nil {
 		return nil, 0, err
 	}
@@ -41,24 +45,42 @@ func (l *Layout) readSmall(name string, limit int64) ([]byte, error) {
 	if size > limit {
 		return nil, fmt.Errorf("%s has %d bytes, the limit is %d", name, size, limit)
 	}
-	return io.ReadAll(io.LimitReader(f, limit))
+	return io.ReadAll(io.LimitReader(&stepReader{l, f}, limit))
 }
+
+// stepReader makes each read a step.
+type stepReader struct {
+	l *Layout
+	r io.Reader
+}
+
+func (s *stepReader) Read(p []byte) (n int, err error) {
+	err = s.l.step("read", func() error { n, err = s.r.Read(p); return err })
+	return n, err
+}
+
+// damagedError says that a blob is not what it was. Any other error of reading one says nothing about its bytes.
+type damagedError struct{ what string }
+
+func (e *damagedError) Error() string { return e.what }
+
+func damaged(format string, args ...any) error { return &damagedError{fmt.Sprintf(format, args...)} }
 
 // readBlob reads a small blob whole and checks its digest.
 func (l *Layout) readBlob(d manifest.Digest, size, limit int64) ([]byte, error) {
 	if size > limit {
-		return nil, fmt.Errorf("blob %s of %d bytes is over the limit of %d", d.Short(), size, limit)
+		return nil, damaged("blob %s of %d bytes is over the limit of %d", d.Short(), size, limit)
 	}
 	b, err := l.readSmall(blobPath(d), limit)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("blob %s is missing", d.Short())
+		return nil, damaged("blob %s is missing", d.Short())
 	case err != nil:
 		return nil, fmt.Errorf("blob %s: %w", d.Short(), err)
 	case int64(len(b)) != size:
-		return nil, fmt.Errorf("blob %s has %d bytes of %d", d.Short(), len(b), size)
+		return nil, damaged("blob %s has %d bytes of %d", d.Short(), len(b), size)
 	case manifest.Digest(sha256.Sum256(b)) != d:
-		return nil, fmt.Errorf("blob %s: its bytes do not have its digest", d.Short())
+		return nil, damaged("blob %s: its bytes do not have its digest", d.Short())
 	}
 	return b, nil
 }
@@ -72,6 +94,11 @@ func (l *Layout) readVersion(e Entry) (*Version, error) {
 	}
 	b, err := l.readBlob(sum, e.image.Size, MaxImageBytes)
 	if err != nil {
+		if errors.As(err, new(*damagedError)) { // to be written again, should the version be put or be in memory
+			l.mu.Lock()
+			l.suspect[sum] = true
+			l.mu.Unlock()
+		}
 		return nil, fmt.Errorf("image manifest: %w", err)
 	}
 	v, err := ParseImage(e.image, b)
@@ -100,7 +127,13 @@ func (l *Layout) readVersion(e Entry) (*Version, error) {
 func (l *Layout) Manifest(v *Version) (*manifest.Manifest, []byte, error) {
 	b, err := l.readBlob(v.Digest, v.config.Size, manifest.MaxBytes)
 	if err != nil {
-		return nil, nil, corrupt("the manifest on disk: %w", err)
+		if errors.As(err, new(*damagedError)) {
+			l.mu.Lock()
+			l.suspect[v.Digest] = true
+			l.mu.Unlock()
+			return nil, nil, corrupt("the manifest on disk: %w", err)
+		}
+		return nil, nil, fmt.Errorf("read the manifest on disk: %w", err)
 	}
 	m, _, err := manifest.Decode(b)
 	if err != nil {
@@ -114,7 +147,8 @@ func corrupt(format string, args ...any) *zcerr.Error {
 }
 
 // Rows reads tensors of a version from disk, back to back in the order of rows. It does not check their digests: who fills a
-// segment does, while the bytes are hot. Close ends it. Errors of Read: zcerr.Corrupt, naming the tensor.
+// segment does, while the bytes are hot. Close ends it. Errors of Read: zcerr.Corrupt, naming the tensor, when a blob is
+// missing or cut; others say nothing about the bytes.
 func (l *Layout) Rows(ctx context.Context, v *Version, m *manifest.Manifest, rows []int) io.ReadCloser {
 	r := &diskRows{l: l, v: v, m: m, at: map[int]int64{}}
 	off := int64(0)
@@ -142,6 +176,9 @@ func (r *diskRows) open(row int) (io.Reader, error) {
 	t := &r.m.Tensors[row]
 	size := int64(t.Bytes())
 	fail := func(err error) error {
+		if !errors.As(err, new(*damagedError)) {
+			return fmt.Errorf("read tensor %q from disk: %w", t.Names[0], err)
+		}
 		r.l.Distrust(r.v, r.m, row)
 		return corrupt("tensor %q cannot be read from disk: %w", t.Names[0], err)
 	}
@@ -149,7 +186,7 @@ func (r *diskRows) open(row int) (io.Reader, error) {
 		if r.bundle == nil {
 			b := r.v.bundle()
 			if b == nil {
-				return nil, fail(errors.New("the version has no bundle of small tensors"))
+				return nil, fail(damaged("the version has no bundle of small tensors"))
 			}
 			sum, _ := fromOCI(b.Digest)
 			f, err := r.l.openBlob(sum, r.bundleSize)
@@ -158,7 +195,7 @@ func (r *diskRows) open(row int) (io.Reader, error) {
 			}
 			r.bundle = f
 		}
-		return io.NewSectionReader(r.bundle, off, size), nil
+		return &stepReader{r.l, io.NewSectionReader(r.bundle, off, size)}, nil
 	}
 	if size == 0 {
 		return io.LimitReader(nil, 0), nil
@@ -169,20 +206,20 @@ func (r *diskRows) open(row int) (io.Reader, error) {
 		return nil, fail(err)
 	}
 	r.f = f
-	return f, nil
+	return &stepReader{r.l, f}, nil
 }
 
 func (l *Layout) openBlob(d manifest.Digest, size int64) (*os.File, error) {
 	f, got, err := l.openFile(blobPath(d))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("blob %s is missing", d.Short())
+		return nil, damaged("blob %s is missing", d.Short())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("blob %s: %w", d.Short(), err)
 	}
 	if got != size {
 		f.Close()
-		return nil, fmt.Errorf("blob %s has %d bytes of %d", d.Short(), got, size)
+		return nil, damaged("blob %s has %d bytes of %d", d.Short(), got, size)
 	}
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
 	return f, nil

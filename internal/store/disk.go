@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/internal/oci"
@@ -141,7 +142,7 @@ func (s *Store) stage(ctx context.Context, m *manifest.Manifest, segs []*segment
 
 // explainDisk is explain for what the data directory's file system answered.
 func explainDisk(err error) error {
-	if err == nil || zcerr.KindOf(err) != zcerr.Other || zcerr.HintOf(err) != "" || errors.Is(err, context.Canceled) {
+	if err == nil || zcerr.KindOf(err) != zcerr.Other || zcerr.HintOf(err) != "" || errors.Is(err, context.Canceled) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 		return err
 	}
 	return zcerr.New(zcerr.Other, "the data directory: %w", err).

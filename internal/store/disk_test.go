@@ -763,3 +763,79 @@ func TestEveryStepOfTheDurableTierFails(t *testing.T) {
 		}
 	}
 }
+
+// An error while a version is loaded says nothing about its bytes: it is no damage, and the next attach tries again.
+func TestEveryStepOfALoadFails(t *testing.T) {
+	h := newHost(t)
+	s := h.open()
+	a := sealed(t, draft(bigRows(1)...))
+	put(t, s, "a", a)
+	for _, fault := range []error{unix.EIO, unix.EMFILE} {
+		seen := map[string]bool{}
+		for n := 1; ; n++ {
+			s.evict(t, a.Digest)
+			var step string
+			at := failpoint.At(n, func(name string) error { step = name; return fault })
+			restore := failpoint.Set(at.Listen)
+			l, files, err := s.Attach("a", Holder{})
+			restore()
+			for _, f := range files {
+				f.Close()
+			}
+			if err == nil {
+				s.Release(l.ID)
+			} else if zcerr.KindOf(err) == zcerr.Corrupt || zcerr.HintOf(err) == "" {
+				t.Errorf("%v at step %d (%s): %v (%v); %s", fault, n, step, err, zcerr.KindOf(err), zcerr.HintOf(err))
+			}
+			readBack(t, s, "a", a)
+			if !at.Hit() {
+				break
+			}
+			seen[step] = true
+		}
+		if !seen["disk.open"] || !seen["disk.read"] {
+			t.Errorf("steps %v", seen)
+		}
+	}
+}
+
+// A version that is whole in memory and damaged on disk is written again at the next start.
+func TestDamageOnDiskIsRepairedFromMemory(t *testing.T) {
+	h := newHost(t)
+	s := h.open()
+	a := sealed(t, draft(bigRows(1)...))
+	put(t, s, "a", a)
+	blobs := filepath.Join(h.opt.Data, "blobs", "sha256")
+	list, err := os.ReadDir(blobs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := a.Digest // of the largest of the small JSON blobs, but the manifest: found by what it says
+	for _, e := range list {
+		b, err := os.ReadFile(filepath.Join(blobs, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(`"layers"`)) {
+			if image, err = manifest.ParseDigest("sha256:" + e.Name()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, spoil := range map[string]func(){
+		"image manifest flipped": func() { flipBlob(t, h.opt.Data, image) },
+		"tensor missing":         func() { must(t, os.Remove(filepath.Join(blobs, a.Manifest.Tensors[0].SHA256.Hex()))) },
+		"manifest cut":           func() { must(t, os.Truncate(filepath.Join(blobs, a.Digest.Hex()), 9)) },
+	} {
+		s.Close()
+		spoil()
+		s = h.open()
+		if st, err := s.Status(); err != nil || st.Unwritten != 0 || st.Damaged != 0 {
+			t.Errorf("%s: %+v, %v", name, st, err)
+		}
+		s.Close()
+		h.fsck()
+		s = h.open()
+		readBack(t, s, "a", a)
+	}
+}

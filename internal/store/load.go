@@ -38,7 +38,7 @@ func (s *Store) loadVersion(d manifest.Digest) error {
 	s.loads[d] = l
 	s.mu.Unlock()
 	start := time.Now()
-	l.err = s.readVersion(s.life, e.v)
+	l.err = explainDisk(s.readVersion(s.life, e.v))
 	s.mu.Lock()
 	delete(s.loads, d)
 	if errors.Is(l.err, zcerr.Corrupt) && s.disk[d] != nil {
@@ -158,6 +158,9 @@ func (s *Store) hashOnDisk(ctx context.Context, v *oci.Version, m *manifest.Mani
 			return nil, 0, ctx.Err()
 		}
 		bytes += uint64(n)
+		if err != nil && zcerr.KindOf(err) != zcerr.Corrupt { // says nothing about the bytes
+			return nil, 0, explainDisk(err)
+		}
 		var sum manifest.Digest
 		h.Sum(sum[:0])
 		if err != nil || sum != m.Tensors[i].SHA256 {
@@ -176,7 +179,7 @@ func (s *Store) verifyCold(ctx context.Context, d manifest.Digest, out *Verified
 	}
 	m, _, err := s.data.Manifest(v)
 	if err != nil {
-		return err
+		return explainDisk(err)
 	}
 	bad, n, err := s.hashOnDisk(ctx, v, m)
 	if err != nil {
