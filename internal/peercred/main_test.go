@@ -7,4 +7,7 @@ import (
 	"github.com/zcstore/zcstore/internal/testleak"
 )
 
-func TestMain(m *testing.M) { os.Exit(testleak.Run(m)) }
+func TestMain(m *testing.M) {
+	dialer()
+	os.Exit(testleak.Run(m))
+}

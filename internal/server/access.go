@@ -98,6 +98,12 @@ func (s *Server) refuse(cred peercred.Cred, err error) fdpass.Admission {
 	return fdpass.Admission{Refuse: err}
 }
 
+// who is the peer of a call, for the log.
+func who(ctx context.Context) []zap.Field {
+	_, cred, _ := fdpass.FromContext(ctx)
+	return []zap.Field{zap.Uint32("uid", cred.UID), zap.Int32("pid", cred.PID)}
+}
+
 // A rule says whether one call may be made.
 type rule func(c *fdpass.Conn) error
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -48,13 +49,16 @@ func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
 		var reply *zcstorev1.AttachReply
 		switch step := req.Step.(type) {
 		case *zcstorev1.AttachRequest_Open:
+			begin := time.Now()
 			opened, release, err := s.handOut(conn, holder, step.Open)
 			if err != nil {
-				s.log.Info("refused", zap.String("method", "attach"), zap.String("model", step.Open), zap.Stringer("kind", zcerr.KindOf(err)), zap.Int32("pid", cred.PID), zap.Error(err))
+				s.log.Info("refused", zap.String("method", "attach"), zap.String("model", step.Open), zap.Stringer("kind", zcerr.KindOf(err)), zap.Uint32("uid", cred.UID), zap.Int32("pid", cred.PID), zap.Error(err))
 				reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Error{Error: wireError(zcerr.Wrap("attach", step.Open, err))}}
 				break
 			}
 			mine[opened.Lease] = release
+			// At debug: workers attach all the time, and 'zcctl ps' has who holds what.
+			s.log.Debug("attach", zap.String("model", opened.Ref), zap.Uint64("lease", opened.Lease), zap.Uint32("uid", cred.UID), zap.Int32("pid", cred.PID), zap.Duration("dur", time.Since(begin)))
 			reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Opened{Opened: opened}}
 		case *zcstorev1.AttachRequest_Release:
 			if release := mine[step.Release]; release != nil {

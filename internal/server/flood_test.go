@@ -225,7 +225,7 @@ func TestCase59TooLargeAndTooMany(t *testing.T) {
 		allowed := limits.Standard().Streams
 		go func() {
 			for i := range uint32(allowed + 40) {
-				if f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: callHeaders("/zcstore.v1.Store/Put"), EndHeaders: true}) != nil {
+				if f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: callHeaders("/zcstore.v1.Store/Attach"), EndHeaders: true}) != nil {
 					return
 				}
 			}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -76,6 +77,10 @@ func NewWith(st *store.Store, log *zap.Logger, version string, l limits.Limits, 
 func Listen(path string) (*net.UnixListener, error) {
 	if len(path) > 107 {
 		return nil, zcerr.New(zcerr.Invalid, "socket path %s has %d bytes, the kernel takes 107", path, len(path)).WithHint("choose a shorter one with --socket")
+	}
+	if dir, err := os.Stat(filepath.Dir(path)); err == nil && dir.Mode().Perm()&0o002 != 0 && dir.Mode()&os.ModeSticky == 0 {
+		return nil, zcerr.New(zcerr.Denied, "everybody may write to %s, and so put another socket in the place of this one", filepath.Dir(path)).
+			WithHint("chmod o-w %s, or choose another --socket", filepath.Dir(path))
 	}
 	if st, err := os.Lstat(path); err == nil {
 		if st.Mode()&os.ModeSocket == 0 {
@@ -272,7 +277,7 @@ func (s *Server) Show(_ context.Context, req *zcstorev1.ShowRequest) (*zcstorev1
 }
 
 // Tag implements the service.
-func (s *Server) Tag(_ context.Context, req *zcstorev1.TagRequest) (*zcstorev1.TagReply, error) {
+func (s *Server) Tag(ctx context.Context, req *zcstorev1.TagRequest) (*zcstorev1.TagReply, error) {
 	digest, previous, err := s.st.Tag(req.Source, req.Target, req.Replace)
 	if err != nil {
 		return nil, err
@@ -281,12 +286,12 @@ func (s *Server) Tag(_ context.Context, req *zcstorev1.TagRequest) (*zcstorev1.T
 	if previous != ([32]byte{}) {
 		r.Previous = previous[:]
 	}
-	s.log.Info("tag", zap.String("model", req.Target), zap.Stringer("digest", digest))
+	s.log.Info("tag", append(who(ctx), zap.String("model", req.Target), zap.Stringer("digest", digest), zap.Bool("moved", len(r.Previous) > 0))...)
 	return r, nil
 }
 
 // Remove implements the service.
-func (s *Server) Remove(_ context.Context, req *zcstorev1.RemoveRequest) (*zcstorev1.RemoveReply, error) {
+func (s *Server) Remove(ctx context.Context, req *zcstorev1.RemoveRequest) (*zcstorev1.RemoveReply, error) {
 	rm, err := s.st.Remove(req.Ref, req.All)
 	if err != nil {
 		return nil, err
@@ -295,7 +300,7 @@ func (s *Server) Remove(_ context.Context, req *zcstorev1.RemoveRequest) (*zcsto
 	for _, d := range rm.Versions {
 		r.Removed = append(r.Removed, d[:])
 	}
-	s.log.Info("remove", zap.String("model", req.Ref), zap.Uint64("freed_bytes", rm.Freed), zap.Uint64("held_bytes", rm.Held))
+	s.log.Info("remove", append(who(ctx), zap.String("model", req.Ref), zap.Uint64("freed_bytes", rm.Freed), zap.Uint64("held_bytes", rm.Held), zap.Uint64("pinned_bytes", rm.Pinned))...)
 	return r, nil
 }
 

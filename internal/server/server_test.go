@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -133,6 +134,35 @@ func TestCase24ListenRefuses(t *testing.T) {
 	}
 	if _, err := Listen(filepath.Join(dir, strings.Repeat("x", 120))); !errors.Is(err, zcerr.Invalid) {
 		t.Errorf("a long path: %v", err)
+	}
+	for name, make := range map[string]func(path string) error{
+		"a directory": func(p string) error { return os.Mkdir(p, 0o700) },
+		"a link":      func(p string) error { return os.Symlink(file, p) },
+		"a dead link": func(p string) error { return os.Symlink(file+"-not", p) },
+		"a fifo":      func(p string) error { return syscall.Mkfifo(p, 0o600) },
+	} {
+		path := filepath.Join(dir, strings.ReplaceAll(name, " ", ""))
+		if err := make(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Listen(path); !errors.Is(err, zcerr.Conflict) || !strings.Contains(err.Error(), "no socket") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	wide := filepath.Join(dir, "wide")
+	if err := errors.Join(os.Mkdir(wide, 0o700), os.Chmod(wide, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(filepath.Join(wide, "s")); !errors.Is(err, zcerr.Denied) || !strings.Contains(zcerr.HintOf(err), "chmod o-w") {
+		t.Errorf("a directory that everybody may write to: %v", err)
+	}
+	if err := os.Chmod(wide, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if ln, err := Listen(filepath.Join(wide, "s")); err != nil {
+		t.Errorf("a directory like /tmp: %v", err)
+	} else {
+		ln.Close()
 	}
 	live := filepath.Join(dir, "live")
 	ln, err := Listen(live)
