@@ -140,7 +140,7 @@ func BenchmarkAttachLoad(b *testing.B) {
 }
 
 // BenchmarkPut is a put of 420 MB, from the heap until it is published, against copying and hashing the same tensors once in
-// this process, on all cores. A put hashes on both sides of the socket.
+// this process, on all cores. The daemon hashes what arrives, and nothing is hashed twice.
 func BenchmarkPut(b *testing.B) {
 	p := start(b)
 	model := big()
