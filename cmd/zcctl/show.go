@@ -23,7 +23,7 @@ import (
 
 const showHelp = `show tells what one version is: its names, the segments its bytes lie in, the tree of its modules and values,
 and its tensors. SEGMENT is the segment's number and, after #, the offset in its file. A tensor with several names is
-stored once. Long lists are cut, unless --all.
+stored once. Long lists are cut, unless --all. A version that is only on disk is loaded for this.
 
 With -o json nothing is cut, but of values over 64 KiB there is only the size and the SHA-256.`
 
@@ -106,6 +106,11 @@ func (a *app) show(ctx context.Context, c *client.Client, target string, all boo
 		return err
 	}
 	defer m.Close()
+	if !v.Resident { // it was only on disk: now it has segments
+		if v, err = c.Show(ctx, exactRef(v)); err != nil {
+			return err
+		}
+	}
 	tensors, err := readTensors(m.Table())
 	if err != nil {
 		return zcerr.Wrap("show", target, err)
@@ -214,6 +219,12 @@ func (a *app) printHeader(v *zcstorev1.VersionInfo) error {
 			g.row("weights", said)
 			g.row("kept", restartWords(s.Guards))
 		}
+	}
+	if v.OnDisk {
+		g.row("disk", "all of it is on disk, too, and survives a reboot")
+	}
+	if v.Pinned {
+		g.row("memory", "pinned: it stays in memory")
 	}
 	if err := g.flush(); err != nil {
 		return err
