@@ -327,7 +327,8 @@ func (c *Conn) header() error {
 	case len(fds) < n: // cut: what came of it is of no use, and the process may be short of descriptors
 		closeAll(fds)
 		failed = ErrTruncated
-	case lost > 0:
+	case lost > 0: // all of the record's are entries with the error: what came beside them would be nobody's
+		closeAll(fds)
 		n, failed = n+lost, ErrNotSent
 	}
 	for i := range n {
