@@ -200,6 +200,9 @@ func (p *putting) commit(stream zcstorev1.Store_PutClient, plan *zcstorev1.PutPl
 		}
 		switch {
 		case reply.GetDone() != nil:
+			if p.opt.Progress != nil && plan.WantedBytes > 0 {
+				p.opt.Progress("send", int(plan.WantedBytes), int(plan.WantedBytes))
+			}
 			return reply.GetDone(), nil, nil
 		case reply.GetProgress() != nil:
 			if p.opt.Progress != nil {
