@@ -13,6 +13,8 @@ type addedToken struct {
 	// that side with it. normalized: it is looked for in the normalised text, normalised itself. special: Decode can
 	// skip it.
 	singleWord, lstrip, rstrip, normalized, special bool
+	// Of SentencePiece models. verbatim: it is looked for as it is in the normalised text. unmatched: it is not looked for.
+	verbatim, unmatched bool
 }
 
 // The flags of an added token in the compiled form.

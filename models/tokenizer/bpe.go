@@ -292,19 +292,22 @@ func rise(h []pairRank, i int) {
 func newMerges(rules []mergeRule) []uint32 {
 	size := tableSize(len(rules))
 	t := make([]uint32, 4*size)
-	for rank, r := range rules {
+	for _, r := range rules {
 		i := int(hashPair(uint32(r.left), uint32(r.right))) & (size - 1)
 		for t[4*i+1] != 0 && (t[4*i] != uint32(r.left) || t[4*i+1] != uint32(r.right)+1) {
 			i = (i + 1) & (size - 1)
 		}
 		// Of two equal rules the later one counts.
-		t[4*i], t[4*i+1], t[4*i+2], t[4*i+3] = uint32(r.left), uint32(r.right)+1, uint32(rank), uint32(r.joined)
+		t[4*i], t[4*i+1], t[4*i+2], t[4*i+3] = uint32(r.left), uint32(r.right)+1, r.rank, uint32(r.joined)
 	}
 	return t
 }
 
-// mergeRule joins two tokens; its rank is its place among the rules.
-type mergeRule struct{ left, right, joined int32 }
+// mergeRule joins two tokens. The rules of the lowest rank are applied first, equal ones from the left.
+type mergeRule struct {
+	left, right, joined int32
+	rank                uint32
+}
 
 // newGlue finds which characters may come to stand in one token, by the last byte of the one and the first of the other.
 func newGlue(rules []mergeRule, name func(id int32) []byte) []uint32 {

@@ -17,7 +17,13 @@ type spec struct {
 	vocab  map[string]int32
 	pieces []scored    // of Unigram, by id, in place of vocab
 	merges [][2]string // of BPE
+	ranked []mergeRule // the same by id
 	added  []addedToken
+
+	// Of SentencePiece models: the ids that text never becomes by itself, and the texts that are kept as they are.
+	sentencePiece bool
+	hidden        []int32
+	user          []string
 }
 
 // set states a part.
@@ -44,6 +50,7 @@ func (s *spec) open() (*Tokenizer, error) {
 type scored struct {
 	text  string
 	score float64
+	least bool // it counts for the least score
 }
 
 // modelSpec is the settings of a model, as they stand in the compiled form. Not all models have all.
@@ -57,8 +64,9 @@ type modelSpec struct {
 	Fuse         bool     `json:"fuse_unk,omitempty"`
 	ByteFallback bool     `json:"byte_fallback,omitempty"`
 	IgnoreMerges bool     `json:"ignore_merges,omitempty"`
-	Least        *float64 `json:"least_score,omitempty"` // of Unigram; nil: no piece has a score
-	Count        int      `json:"count"`                 // of different tokens
+	Least        *float64 `json:"least_score,omitempty"`      // of Unigram; nil: no piece has a score
+	Single       bool     `json:"single_precision,omitempty"` // of Unigram: sums are rounded as SentencePiece does
+	Count        int      `json:"count"`                      // of different tokens
 }
 
 // maxToken bounds a token, in bytes.
@@ -101,6 +109,13 @@ func (s *spec) compile() ([]byte, error) {
 	keys := names
 	v.names = newTextTable(names)
 	v.keys = v.names
+	for _, id := range s.hidden {
+		v.flags[id] &^= flagKey
+	}
+	if s.sentencePiece {
+		v.named = newTable(names, func(id int) bool { return v.flags[id]&flagPresent != 0 })
+		sections[secNamed] = bytesOfWords(v.named)
+	}
 	if c.byteLevel {
 		keys = make([][]byte, len(names))
 		for id, name := range names {
@@ -182,7 +197,9 @@ func (s *spec) config(count int) ([]byte, error) {
 	if len(s.pieces) > 0 {
 		least := math.Inf(1)
 		for _, p := range s.pieces {
-			least = min(least, p.score)
+			if p.least {
+				least = min(least, p.score)
+			}
 		}
 		m.Least = &least
 	}
@@ -214,7 +231,9 @@ func (s *spec) compileModel(c *core, keys [][]byte, sections [][]byte) error {
 	case "Unigram":
 		var list []trieKey
 		for id := len(keys) - 1; id >= 0; id-- { // of equal pieces the last counts
-			list = append(list, trieKey{keys[id], int32(id)})
+			if v.flags[id]&flagKey != 0 {
+				list = append(list, trieKey{keys[id], int32(id)})
+			}
 		}
 		tables.trie = newTrie(list)
 		for _, p := range s.pieces {
@@ -238,6 +257,9 @@ func (s *spec) compileModel(c *core, keys [][]byte, sections [][]byte) error {
 
 // rules are the merges by id.
 func (s *spec) rules() ([]mergeRule, error) {
+	if s.ranked != nil {
+		return s.ranked, nil
+	}
 	out := make([]mergeRule, 0, len(s.merges))
 	for i, m := range s.merges {
 		left, ok1 := s.vocab[m[0]]
@@ -257,7 +279,7 @@ func (s *spec) rules() ([]mergeRule, error) {
 		if !ok {
 			return nil, fmt.Errorf("merges[%d]: %q, which %q and %q make, is not in the vocabulary", i, whole, m[0], m[1])
 		}
-		out = append(out, mergeRule{left, right, joined})
+		out = append(out, mergeRule{left, right, joined, uint32(i)})
 	}
 	return out, nil
 }
@@ -305,7 +327,11 @@ func (s *spec) compileAdded(c *core, sections [][]byte) ([]byte, error) {
 	}
 	for _, special := range []bool{true, false} { // of two that look the same, the special one wins
 		for i, a := range s.added {
-			if a.special != special {
+			if a.special != special || a.unmatched {
+				continue
+			}
+			if a.verbatim {
+				normalized = append(normalized, trieKey{[]byte(a.content), int32(i)})
 				continue
 			}
 			if !a.normalized {

@@ -185,7 +185,7 @@ func readPiecesOf(m *object) []scored {
 			m.fail("%s.vocab[%d]: found %s, want a text and its score", m.path, i, found(raw))
 			return nil
 		}
-		var p scored
+		p := scored{least: true}
 		path := fmt.Sprintf("vocab[%d]", i)
 		decodeInto(m, path, pair[0], &p.text)
 		decodeInto(m, path, pair[1], &p.score)

@@ -95,6 +95,18 @@ func readNormalizer(n *object, maps [][]byte) normalizer {
 			n.fail("%s: %w", n.path, err)
 		}
 		out = m
+	case spNormalizerType:
+		name := value[string](n, "precompiled_charsmap")
+		i, ok := mapNumber(name)
+		if !ok || i < 0 || i >= len(maps) {
+			n.fail("%s.precompiled_charsmap: no character map", n.path)
+			break
+		}
+		sp, err := newSPNormalizer(maps[i], value[[]string](n, "user_defined"), value[bool](n, "add_dummy_prefix"), value[bool](n, "remove_extra_whitespaces"), value[bool](n, "escape_whitespaces"))
+		if err != nil {
+			n.fail("%s: %w", n.path, err)
+		}
+		out = sp
 	case "Sequence":
 		var list normalizers
 		if tooDeep(n) {

@@ -145,7 +145,7 @@ func (c *core) buildModel(t *modelTables) error {
 		if m.Least != nil {
 			least = *m.Least
 		}
-		c.model = &unigram{v: &c.vocab, pieces: t.trie, scores: t.scores, least: least, unk: unk, bytes: c.byteTokens()}
+		c.model = &unigram{v: &c.vocab, pieces: t.trie, scores: t.scores, least: least, unk: unk, bytes: c.byteTokens(), single: m.Single}
 	case "BPE":
 		b := &bpe{v: &c.vocab, merges: t.merges, glue: t.glue, byteLevel: c.byteLevel, prefix: m.Prefix, suffix: m.Suffix, unk: unk,
 			fuse: m.Fuse, ignoreMerges: m.IgnoreMerges, bytes: c.byteTokens()}

@@ -28,6 +28,14 @@ func newPrecompiled(b []byte) (precompiled, error) {
 // lookup is the replacement of the shortest prefix of text that has one: the reference implementation takes that one, for
 // the whole of the text.
 func (p precompiled) lookup(text []byte) (replacement []byte, ok bool) {
+	to, n := p.match(text, true)
+	return to, n > 0
+}
+
+// longest is the replacement of the longest prefix of text that has one, and the length of that prefix.
+func (p precompiled) longest(text []byte) (replacement []byte, size int) { return p.match(text, false) }
+
+func (p precompiled) match(text []byte, shortest bool) (replacement []byte, size int) {
 	unit := func(i uint32) (uint32, bool) {
 		if int64(i)*4+4 > int64(len(p.units)) {
 			return 0, false
@@ -37,33 +45,42 @@ func (p precompiled) lookup(text []byte) (replacement []byte, ok bool) {
 	offset := func(u uint32) uint32 { return u >> 10 << (u & (1 << 9) >> 6) }
 	u, ok := unit(0)
 	if !ok {
-		return nil, false
+		return nil, 0
 	}
 	at := offset(u)
-	for _, c := range text {
+	for i, c := range text {
 		if c == 0 {
-			return nil, false
+			break
 		}
 		at ^= uint32(c)
 		if u, ok = unit(at); !ok || u&(1<<31|0xff) != uint32(c) {
-			return nil, false
+			break
 		}
 		at ^= offset(u)
-		if u>>8&1 == 1 {
-			leaf, ok := unit(at)
-			if i := leaf & (1<<31 - 1); ok && int64(i) < int64(len(p.texts)) {
-				out := p.texts[i:]
-				for j, c := range out {
-					if c == 0 {
-						return out[:j], utf8.Valid(out[:j])
-					}
-				}
-				return out, utf8.Valid(out)
+		if u>>8&1 == 0 {
+			continue
+		}
+		leaf, ok := unit(at)
+		start := leaf & (1<<31 - 1)
+		if !ok || int64(start) >= int64(len(p.texts)) {
+			break
+		}
+		to := p.texts[start:]
+		for j, c := range to {
+			if c == 0 {
+				to = to[:j]
+				break
 			}
-			return nil, false
+		}
+		if !utf8.Valid(to) {
+			break
+		}
+		replacement, size = to, i+1
+		if shortest {
+			break
 		}
 	}
-	return nil, false
+	return replacement, size
 }
 
 func (p precompiled) normalize(w *work, s segment) segment {

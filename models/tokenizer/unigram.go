@@ -13,6 +13,7 @@ type unigram struct {
 	least  float64
 	unk    int32 // -1: none
 	bytes  *[256]int32
+	single bool // sums are kept in single precision, as SentencePiece does
 }
 
 type latticeNode struct {
@@ -32,6 +33,13 @@ func (m *unigram) score(id int32) float64 {
 	return math.Float64frombits(uint64(m.scores[i]) | uint64(m.scores[i+1])<<32)
 }
 
+func (m *unigram) round(score float64) float64 {
+	if m.single {
+		return float64(float32(score))
+	}
+	return score
+}
+
 func (m *unigram) words(w *work, s segment) { w.word(&s) }
 
 func (m *unigram) tokenize(w *work, word []byte, out []piecePart) []piecePart {
@@ -43,7 +51,7 @@ func (m *unigram) tokenize(w *work, word []byte, out []piecePart) []piecePart {
 	for i := 1; i < len(best); i++ {
 		best[i].start = -1
 	}
-	unkScore := m.least - unkPenalty
+	unkScore := m.round(m.least - unkPenalty)
 	for at := 0; at < len(word); {
 		here := best[at].score
 		size := 1
@@ -63,14 +71,14 @@ func (m *unigram) tokenize(w *work, word []byte, out []piecePart) []piecePart {
 				}
 				target := &best[i+1]
 				if score := m.score(id) + here; target.start < 0 || score > target.score {
-					*target = latticeNode{score, int32(at), id}
+					*target = latticeNode{m.round(score), int32(at), id}
 				}
 				single = single || i+1 == at+size
 			}
 		}
 		if !single {
 			target := &best[at+size]
-			if score := unkScore + here; target.start < 0 || score > target.score {
+			if score := m.round(unkScore + here); target.start < 0 || score > target.score {
 				*target = latticeNode{score, int32(at), m.unk}
 			}
 		}
