@@ -5,17 +5,14 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/zcstore/zcstore/internal/testleak"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
 // Whatever stands in the catalog: a start serves it or refuses with the kind corrupt and a hint, and a start that refuses
 // deletes nothing.
 func FuzzCatalog(f *testing.F) {
-	base, err := os.MkdirTemp("/dev/shm", "zcstore-test-")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { os.RemoveAll(base) })
+	base := testleak.FuzzDir(f, "/dev/shm")
 	model := filepath.Join(base, "model")
 	s, err := Open(Options{Dir: model})
 	if err != nil {

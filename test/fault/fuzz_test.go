@@ -19,6 +19,7 @@ import (
 	"github.com/zcstore/zcstore/internal/daemon"
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/store/storetest"
+	"github.com/zcstore/zcstore/internal/testleak"
 	"github.com/zcstore/zcstore/models/manifest"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
 )
@@ -57,15 +58,12 @@ func (w *watch) panics() string {
 // fuzzTarget starts a daemon for the length of a fuzz test.
 func fuzzTarget(f *testing.F) *target {
 	f.Helper()
-	base, err := os.MkdirTemp("", "zc")
-	if err != nil {
-		f.Fatal(err)
-	}
+	base, segments := testleak.FuzzDir(f, os.TempDir()), testleak.FuzzDir(f, "/dev/shm")
 	g := &target{socket: filepath.Join(base, "s"), log: &watch{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- daemon.Run(ctx, daemon.Config{Socket: g.socket, Dir: storetest.Dir(f), Log: g.log, LogLevel: "debug", Ready: func() { close(ready) }})
+		done <- daemon.Run(ctx, daemon.Config{Socket: g.socket, Dir: segments, Log: g.log, LogLevel: "debug", Ready: func() { close(ready) }})
 	}()
 	select {
 	case <-ready:
@@ -92,7 +90,6 @@ func fuzzTarget(f *testing.F) *target {
 		if err := <-done; err != nil {
 			f.Errorf("daemon: %v", err)
 		}
-		os.RemoveAll(base)
 	})
 	g.other, g.api = r, zcstorev1.NewStoreClient(conn)
 	if _, err := r.Put("m", false, storetest.Draft(rowsA...)); err != nil {
