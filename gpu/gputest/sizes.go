@@ -96,6 +96,12 @@ func rowOps(t *testing.T, dev gpu.Device, rows, cols int) {
 	b.check(r, normRef(x, &res, g.v, nil, e, false))
 	b.s.Softmax(dst, m)
 	b.check(dst, softmaxRef(x))
+	low := newGrid(rows, cols) // so low that exp of any is 0: the largest must be one of the row
+	for i, v := range x.v {
+		low.v[i] = float64(float32(v - 300))
+	}
+	b.s.Softmax(dst, b.put(low, 0))
+	b.check(dst, softmaxRef(low))
 	b.s.LayerNorm(m, m, gpu.Matrix{}, gamma, beta, eps) // in place
 	b.check(m, normRef(x, nil, g.v, h.v, e, true))
 
