@@ -24,7 +24,7 @@ func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 	}
 	size := qm.Cols / a.Heads
 	work := 2 * a.Seqs.Tokens * a.Seqs.MaxLen * qm.Cols
-	q.fail(q.d.parallel(a.Heads*a.Seqs.Seqs, work, func(t int, s *scratch) {
+	q.parallel(a.Heads*a.Seqs.Seqs, work, each(func(t int, s *scratch) {
 		seq, head := t/a.Heads, t%a.Heads
 		from, to := int(offsets[seq]), int(offsets[seq+1])
 		n := to - from

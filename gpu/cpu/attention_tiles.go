@@ -2,37 +2,47 @@ package cpu
 
 import "github.com/zcstore/zcstore/gpu"
 
-// attentionTiles is Attention on kernels. A task is one head of one sequence. Its keys become panels; then come queries,
-// as many as a tile has rows: their scores with all keys, exp of them in place, and the product with the values, which
-// lie as panels are: by key. So there are never more scores than a tile's rows have, and hidden tokens are left out
-// before anything is computed.
+// attentionTask is Attention on kernels. A piece is one head of one sequence. Its keys become panels; then come queries, as
+// many as a tile has rows: their scores with all keys, exp of them in place, and the product with the values, which lie as
+// panels are: by key. So there are never more scores than a tile's rows have, and hidden tokens are left out before
+// anything is computed.
+type attentionTask struct {
+	k              *kernels
+	dst, q, kk, vv gpu.Matrix
+	a              gpu.Attention
+	size           int
+	offsets, mask  []int32
+}
+
 func (q *queue) attentionTiles(k *kernels, dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
-	offsets := int32s(floats(a.Seqs.Offsets))
-	var mask []int32
+	t := &q.attention
+	*t = attentionTask{k: k, dst: dst, q: qm, kk: km, vv: vm, a: a, size: qm.Cols / a.Heads, offsets: int32s(floats(a.Seqs.Offsets))}
 	if a.Seqs.Mask.Buf != nil {
-		mask = int32s(floats(a.Seqs.Mask))
+		t.mask = int32s(floats(a.Seqs.Mask))
 	}
-	size := qm.Cols / a.Heads
-	work := 2 * a.Seqs.Tokens * a.Seqs.MaxLen * qm.Cols / 8
-	q.fail(q.d.parallel(a.Heads*a.Seqs.Seqs, work, func(t int, s *scratch) {
-		seq, at := t/a.Heads, t%a.Heads*size
-		from, to := int(offsets[seq]), int(offsets[seq+1])
-		if from == to || size == 0 {
-			return
-		}
-		h := head{k: k, s: s, size: size, scale: a.Scale,
-			dst: dst.Slice(from, to-from).Columns(at, size), q: qm.Slice(from, to-from).Columns(at, size)}
-		keys, values := km.Slice(from, to-from).Columns(at, size), vm.Slice(from, to-from).Columns(at, size)
-		if mask != nil {
-			h.gather(keys, values, mask[from:to])
-		} else {
-			h.n = to - from
-			h.keys(floats(keys), keys.Stride)
-			h.values(floats(values), values.Stride)
-		}
-		h.run()
-		s.forget()
-	}))
+	q.parallel(a.Heads*a.Seqs.Seqs, 2*a.Seqs.Tokens*a.Seqs.MaxLen*qm.Cols/8, t)
+	*t = attentionTask{}
+}
+
+func (t *attentionTask) do(piece int, s *scratch) {
+	seq, at := piece/t.a.Heads, piece%t.a.Heads*t.size
+	from, to := int(t.offsets[seq]), int(t.offsets[seq+1])
+	n := to - from
+	if n == 0 || t.size == 0 {
+		return
+	}
+	h := head{k: t.k, s: s, size: t.size, scale: t.a.Scale,
+		dst: t.dst.Slice(from, n).Columns(at, t.size), q: t.q.Slice(from, n).Columns(at, t.size)}
+	keys, values := t.kk.Slice(from, n).Columns(at, t.size), t.vv.Slice(from, n).Columns(at, t.size)
+	if t.mask != nil {
+		h.gather(keys, values, t.mask[from:to])
+	} else {
+		h.n = n
+		h.keys(floats(keys), keys.Stride)
+		h.values(floats(values), values.Stride)
+	}
+	h.run()
+	s.forget()
 }
 
 // head is one head of one sequence.

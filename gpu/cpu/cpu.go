@@ -37,6 +37,7 @@ func (backend) Open(o gpu.Options) (gpu.Device, error) { return New(o) }
 // Device is the processor. Safe for concurrent use; all streams share its cores.
 type Device struct {
 	pool    gpu.Pool
+	workers workers
 	threads int
 	k       *kernels // nil: plain Go
 	pack    bool     // gpu.Options.PackPrivately
@@ -54,15 +55,24 @@ func New(o gpu.Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Device{threads: n, k: k, pack: o.PackPrivately}, nil
+	return newDevice(n, k, o.PackPrivately), nil
 }
 
 // Default is the device that a program uses when it names none. It is not closed.
 var Default = sync.OnceValue(func() *Device {
 	n, err := threads(0)
 	k, kerr := tier()
-	return &Device{threads: max(n, 1), k: k, err: errors.Join(err, kerr)}
+	d := newDevice(max(n, 1), k, false)
+	d.err = errors.Join(err, kerr)
+	return d
 })
+
+func newDevice(threads int, k *kernels, pack bool) *Device {
+	d := &Device{threads: threads, k: k, pack: pack}
+	d.workers.limit = threads - 1
+	d.workers.spins = runtime.GOMAXPROCS(0) > 1
+	return d
+}
 
 func threads(n int) (int, error) {
 	if n < 0 {
@@ -103,11 +113,14 @@ func (d *Device) NewStream() (*gpu.Stream, error) {
 	if d.err != nil {
 		return nil, d.err
 	}
-	return d.pool.Get(d, func() (gpu.Queue, error) { return &queue{d: d}, nil })
+	return d.pool.Get(d, func() (gpu.Queue, error) { return newQueue(d), nil })
 }
 
 // Close implements gpu.Device.
-func (d *Device) Close() error { return d.pool.Close() }
+func (d *Device) Close() error {
+	d.workers.close()
+	return d.pool.Close()
+}
 
 // Alloc implements gpu.Device: memory of the Go heap.
 func (d *Device) Alloc(bytes int) (gpu.Buf, error) {

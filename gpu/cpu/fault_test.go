@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -43,12 +44,14 @@ func cutFile(t *testing.T, n int, gate *region.Gate) []byte {
 func TestCase29EveryOpOnACutSegment(t *testing.T) {
 	const n = 256
 	good := make([]float32, n*n)
-	for _, threads := range []int{1, 2, 8} {
-		d, err := cpu.New(gpu.Options{Threads: threads})
-		if err != nil {
-			t.Fatal(err)
+	for _, run := range []struct {
+		tier    string
+		threads int
+	}{{"avx512", 1}, {"avx512", 2}, {"avx512", 8}, {"avx2", 1}, {"avx2", 3}, {"go", 1}, {"go", 2}, {"go", 8}} {
+		if !slices.Contains(cpu.Tiers(), run.tier) {
+			continue
 		}
-		defer d.Close()
+		d := open(t, run.tier, run.threads)
 		gate := region.NewGate()
 		lost := cutFile(t, 4*n*n, gate)
 		weight := func(dt tensor.DType, role tensor.Role, shape ...int) *gpu.Weight {
@@ -105,6 +108,11 @@ func TestCase29EveryOpOnACutSegment(t *testing.T) {
 			"bias-16": linear(fine, weight(tensor.BF16, tensor.Other, n)),
 			"beta":    norm(nil, weight(tensor.F32, tensor.Other, n)),
 		}
+		panels, err := d.ImportPacked(tensor.View{DType: tensor.F32, Shape: tensor.Shape{n / 16, n, 16}, Data: lost}, gpu.Panels, n, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ops["linear-packed"] = linear(panels, nil)
 		for _, dt := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16} {
 			ops["linear-"+dt.String()] = linear(weight(dt, tensor.Linear, n, n), nil)
 			ops["turned-"+dt.String()] = linear(weight(dt, tensor.LinearT, n, n), nil)
@@ -116,7 +124,7 @@ func TestCase29EveryOpOnACutSegment(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, op := range ops {
-			t.Run(fmt.Sprintf("%s/threads=%d", name, threads), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s/%s/threads=%d", run.tier, name, run.threads), func(t *testing.T) {
 				op(s)
 				if err := s.Sync(); !errors.Is(err, zcerr.Fault) {
 					t.Errorf("Sync gave %v, want a fault", err)

@@ -32,7 +32,7 @@ func (q *queue) Linear(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 		w, _ := g.At(i)
 		tiles += tilesOf(w, x.Rows)
 	}
-	q.fail(q.d.parallel(tiles, x.Rows*g.N()*max(g.K(), 1), func(t int, s *scratch) {
+	q.parallel(tiles, x.Rows*g.N()*max(g.K(), 1), each(func(t int, s *scratch) {
 		col := 0 // of dst, where the weight begins
 		for i := range g.Len() {
 			w, bias := g.At(i)

@@ -38,43 +38,57 @@ func (c chunks) of(w *gpu.Weight, rows int) int {
 
 func (c chunks) down(rows int) int { return (rows + c.rows - 1) / c.rows }
 
-// linearTiles is Linear on kernels.
+// linearTask is a Linear on kernels, a piece being a chunk.
+type linearTask struct {
+	k      *kernels
+	dst, x gpu.Matrix
+	g      *gpu.Group
+	e      gpu.Epilogue
+	c      chunks
+}
+
 func (q *queue) linearTiles(k *kernels, dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
-	c := q.d.divide(g, x.Rows)
-	tasks := 0
+	l := &q.linear
+	*l = linearTask{k: k, dst: dst, x: x, g: g, e: e, c: q.d.divide(g, x.Rows)}
+	pieces := 0
 	for i := range g.Len() {
 		w, _ := g.At(i)
-		tasks += c.of(w, x.Rows)
+		pieces += l.c.of(w, x.Rows)
 	}
-	q.fail(q.d.parallel(tasks, x.Rows*g.N()*g.K()/16, func(t int, s *scratch) {
-		col := 0 // of dst, where the weight begins
-		for i := range g.Len() {
-			w, bias := g.At(i)
-			if n := c.of(w, x.Rows); t >= n {
-				t -= n
-				col += w.N
-				continue
-			}
-			n0, i0 := t/c.down(x.Rows)*c.cols, t%c.down(x.Rows)*c.rows
-			n1, i1 := min(n0+c.cols, w.N), min(i0+c.rows, x.Rows)
-			l := chunk{k: k, s: s, e: e, n: n1 - n0, depth: w.K,
-				dst: dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0), x: x.Slice(i0, i1-i0)}
-			if e.Residual.Buf != nil {
-				l.e.Residual = e.Residual.Slice(i0, i1-i0).Columns(col+n0, n1-n0)
-			}
-			if b := vector(bias, &s.bias); b != nil {
-				l.bias = b[n0:n1]
-			}
-			l.step = 4 * lanes
-			if p := w.Data().(*weight); p.packed { // n0 is the first column of a panel
-				l.panels, l.panel = p.f32[n0*w.K:], 4*lanes*w.K
-			} else {
-				l.panels, l.panel = k.panels(w, n0, n1, s), 4*lanes*roundUp(w.K, lanes)
-			}
-			l.run()
-			return
+	q.parallel(pieces, x.Rows*g.N()*g.K()/16, l)
+	*l = linearTask{}
+}
+
+func (l *linearTask) do(piece int, s *scratch) {
+	col := 0 // of dst, where the weight begins
+	for i := range l.g.Len() {
+		w, bias := l.g.At(i)
+		n := l.c.of(w, l.x.Rows)
+		if piece >= n {
+			piece -= n
+			col += w.N
+			continue
 		}
-	}))
+		down := l.c.down(l.x.Rows)
+		n0, i0 := piece/down*l.c.cols, piece%down*l.c.rows
+		n1, i1 := min(n0+l.c.cols, w.N), min(i0+l.c.rows, l.x.Rows)
+		c := chunk{k: l.k, s: s, e: l.e, n: n1 - n0, depth: w.K,
+			dst: l.dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0), x: l.x.Slice(i0, i1-i0)}
+		if l.e.Residual.Buf != nil {
+			c.e.Residual = l.e.Residual.Slice(i0, i1-i0).Columns(col+n0, n1-n0)
+		}
+		if b := vector(bias, &s.bias); b != nil {
+			c.bias = b[n0:n1]
+		}
+		c.step = 4 * lanes
+		if p := w.Data().(*weight); p.packed { // n0 is the first column of a panel
+			c.panels, c.panel = p.f32[n0*w.K:], 4*lanes*w.K
+		} else {
+			c.panels, c.panel = l.k.panels(w, n0, n1, s), 4*lanes*roundUp(w.K, lanes)
+		}
+		c.run()
+		return
+	}
 }
 
 // chunk is some columns of a product, for all its rows.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"runtime/debug"
+	"slices"
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/shm/region"
@@ -14,6 +15,21 @@ import (
 type queue struct {
 	d   *Device
 	err error
+
+	job       job // the op that runs, and below what it is: here, because an op on several goroutines is on no stack
+	rows      rows
+	linear    linearTask
+	attention attentionTask
+	norms     normTask
+	gather    gatherTask
+	mean      meanTask
+	l2        l2Task
+}
+
+func newQueue(d *Device) *queue {
+	q := &queue{d: d}
+	q.job.done = make(chan struct{}, 1)
+	return q
 }
 
 func (q *queue) Sync() error {
@@ -87,15 +103,10 @@ func (q *queue) Zero(dst gpu.Matrix) {
 	}
 }
 
-// rows calls f for every row, each costing about work multiplications.
-func (q *queue) rows(m gpu.Matrix, work int, f func(i int, s *scratch)) {
-	q.fail(q.d.parallel(m.Rows, m.Rows*m.Cols*work, f))
-}
-
 // Binary implements gpu.Queue.
 func (q *queue) Binary(op gpu.Binary, dst, a, b gpu.Matrix) {
 	ds, as, bs := floats(dst), floats(a), floats(b)
-	q.rows(dst, 1, func(i int, _ *scratch) {
+	q.eachRow(dst, 1, eachRow(func(i int, _ *scratch) {
 		d, x := row(ds, dst, i), row(as, a, i)
 		y := row(bs, b, i*boolInt(b.Rows != 1))
 		if b.Cols == 1 && a.Cols != 1 {
@@ -116,13 +127,13 @@ func (q *queue) Binary(op gpu.Binary, dst, a, b gpu.Matrix) {
 				d[j] = binary(op, x[j], y[j])
 			}
 		}
-	})
+	}))
 }
 
 // Scalar implements gpu.Queue.
 func (q *queue) Scalar(op gpu.Binary, dst, a gpu.Matrix, f float32) {
 	ds, as := floats(dst), floats(a)
-	q.rows(dst, 1, func(i int, _ *scratch) { scalar(op, row(ds, dst, i), row(as, a, i), f) })
+	q.eachRow(dst, 1, eachRow(func(i int, _ *scratch) { scalar(op, row(ds, dst, i), row(as, a, i), f) }))
 }
 
 func scalar(op gpu.Binary, d, x []float32, f float32) {
@@ -151,7 +162,7 @@ func binary(op gpu.Binary, x, y float32) float32 {
 // Act implements gpu.Queue.
 func (q *queue) Act(dst, x gpu.Matrix, a gpu.Act) {
 	ds, xs := floats(dst), floats(x)
-	q.rows(x, 16, func(i int, s *scratch) {
+	q.eachRow(x, 16, eachRow(func(i int, s *scratch) {
 		d := row(ds, dst, i)
 		if k := q.d.k; k != nil && k.acts[a] != nil && len(d) > 0 {
 			s.block = block{dst: &d[0], src: &row(xs, x, i)[0], rows: 1, cols: len(d)}
@@ -160,7 +171,7 @@ func (q *queue) Act(dst, x gpu.Matrix, a gpu.Act) {
 		}
 		copy(d, row(xs, x, i))
 		activate(d, a)
-	})
+	}))
 }
 
 // LayerNorm implements gpu.Queue.
@@ -175,59 +186,71 @@ func (q *queue) RMSNorm(dst, x, residual gpu.Matrix, gamma *gpu.Weight, eps floa
 
 func (q *queue) norm(dst, x, residual gpu.Matrix, gamma, beta *gpu.Weight, eps float32, center bool) {
 	defer q.caught(region.On())
-	ds, xs := floats(dst), floats(x)
-	var rs []float32
-	if residual.Buf != nil {
-		rs = floats(residual)
+	t := &q.norms
+	t.k, t.dst, t.x, t.res, t.eps, t.center = q.d.k, dst, x, residual, eps, center
+	t.g, t.b = vector(gamma, &t.gamma), vector(beta, &t.beta)
+	q.eachRow(x, 4, t)
+	t.g, t.b = nil, nil
+}
+
+// normTask is a norm of rows.
+type normTask struct {
+	k           *kernels
+	dst, x, res gpu.Matrix
+	g, b        []float32 // gamma and beta, or nil
+	eps         float32
+	center      bool
+
+	gamma, beta []float32 // memory for gains of 16 bits
+}
+
+func (t *normTask) row(i int, s *scratch) {
+	d, v := row(floats(t.dst), t.dst, i), row(floats(t.x), t.x, i)
+	var r []float32
+	if t.res.Buf != nil {
+		r = row(floats(t.res), t.res, i)
 	}
-	var gs, bs []float32 // memory for 16-bit gains
-	g, b := vector(gamma, &gs), vector(beta, &bs)
-	q.rows(x, 4, func(i int, s *scratch) {
-		d, v := row(ds, dst, i), row(xs, x, i)
-		if k := q.d.k; k != nil && len(d) > 0 {
-			s.norm = norm{dst: &d[0], src: &v[0], gamma: first(g), beta: first(b), n: len(d), center: boolInt(center),
-				part: 1 / float32(len(d)), eps: eps}
-			if rs != nil {
-				s.norm.res = &row(rs, residual, i)[0]
-			}
-			k.normRow(&s.norm)
-			return
+	if t.k != nil && len(d) > 0 {
+		s.norm = norm{dst: &d[0], src: &v[0], res: first(r), gamma: first(t.g), beta: first(t.b), n: len(d),
+			center: boolInt(t.center), part: 1 / float32(len(d)), eps: t.eps}
+		t.k.normRow(&s.norm)
+		s.norm = norm{}
+		return
+	}
+	if r != nil {
+		for j := range d {
+			d[j] = v[j] + r[j]
 		}
-		if rs != nil {
-			for j, r := range row(rs, residual, i) {
-				d[j] = v[j] + r
-			}
-			v = d
-		}
-		var mean, square float64
-		if center {
-			for _, e := range v {
-				mean += float64(e)
-			}
-			mean /= float64(len(v))
-		}
+		v = d
+	}
+	var mean, square float64
+	if t.center {
 		for _, e := range v {
-			c := float64(e) - mean
-			square += c * c
+			mean += float64(e)
 		}
-		inv := 1 / math.Sqrt(square/float64(len(v))+float64(eps))
-		for j, e := range v {
-			y := (float64(e) - mean) * inv
-			if g != nil {
-				y *= float64(g[j])
-			}
-			if b != nil {
-				y += float64(b[j])
-			}
-			d[j] = float32(y)
+		mean /= float64(len(v))
+	}
+	for _, e := range v {
+		c := float64(e) - mean
+		square += c * c
+	}
+	inv := 1 / math.Sqrt(square/float64(len(v))+float64(t.eps))
+	for j, e := range v {
+		y := (float64(e) - mean) * inv
+		if t.g != nil {
+			y *= float64(t.g[j])
 		}
-	})
+		if t.b != nil {
+			y += float64(t.b[j])
+		}
+		d[j] = float32(y)
+	}
 }
 
 // Softmax implements gpu.Queue.
 func (q *queue) Softmax(dst, x gpu.Matrix) {
 	ds, xs := floats(dst), floats(x)
-	q.rows(x, 8, func(i int, s *scratch) {
+	q.eachRow(x, 8, eachRow(func(i int, s *scratch) {
 		d := row(ds, dst, i)
 		if k := q.d.k; k != nil && len(d) > 0 {
 			s.inv = grow(s.inv, 1)
@@ -239,7 +262,7 @@ func (q *queue) Softmax(dst, x gpu.Matrix) {
 		}
 		copy(d, row(xs, x, i))
 		weigh(d, 1, nil, 0)
-	})
+	}))
 }
 
 // Gather implements gpu.Queue.
@@ -249,24 +272,33 @@ func (q *queue) Gather(dst gpu.Matrix, tables []gpu.Lookup) {
 			return
 		}
 	}
-	ds := floats(dst)
-	q.rows(dst, len(tables), func(i int, s *scratch) {
-		d := row(ds, dst, i)
-		for n, t := range tables {
-			w := t.Table.Data().(*weight)
-			if w.half != nil {
-				s.bias = grow(s.bias, w.cols)
-			}
-			r := w.row(int(int32s(floats(t.IDs))[i]), s.bias)
-			if n == 0 {
-				copy(d, r)
-				continue
-			}
-			for j, v := range r {
-				d[j] += v
-			}
+	q.gather = gatherTask{dst: dst, tables: append(q.gather.tables[:0], tables...)}
+	q.eachRow(dst, len(tables), &q.gather)
+	clear(q.gather.tables)
+}
+
+// gatherTask is a Gather.
+type gatherTask struct {
+	dst    gpu.Matrix
+	tables []gpu.Lookup
+}
+
+func (t *gatherTask) row(i int, s *scratch) {
+	d := row(floats(t.dst), t.dst, i)
+	for n, t := range t.tables {
+		w := t.Table.Data().(*weight)
+		if w.half != nil {
+			s.bias = grow(s.bias, w.cols)
 		}
-	})
+		r := w.row(int(int32s(floats(t.IDs))[i]), s.bias)
+		if n == 0 {
+			copy(d, r)
+			continue
+		}
+		for j, v := range r {
+			d[j] += v
+		}
+	}
 }
 
 // Pick implements gpu.Queue.
@@ -297,42 +329,61 @@ func (q *queue) indices(op string, ids gpu.Matrix, limit int) bool {
 
 // MeanPool implements gpu.Queue.
 func (q *queue) MeanPool(dst, x gpu.Matrix, seqs gpu.Ragged) {
-	ds, xs, offsets := floats(dst), floats(x), int32s(floats(seqs.Offsets))
-	var mask []int32
+	q.mean = meanTask{dst: dst, x: x, offsets: int32s(floats(seqs.Offsets))}
 	if seqs.Mask.Buf != nil {
-		mask = int32s(floats(seqs.Mask))
+		q.mean.mask = int32s(floats(seqs.Mask))
 	}
-	q.fail(q.d.parallel(seqs.Seqs, x.Rows*x.Cols, func(i int, _ *scratch) {
-		d := row(ds, dst, i)
-		from, to := int(offsets[i]), int(offsets[i+1])
-		for j := range d {
-			var sum float64
-			n := 0
-			for t := from; t < to; t++ {
-				if mask == nil || mask[t] != 0 {
-					sum += float64(xs[t*x.Stride+j])
-					n++
-				}
-			}
-			d[j] = float32(sum / float64(max(n, 1)))
+	q.parallel(seqs.Seqs, x.Rows*x.Cols, &q.mean)
+	q.mean = meanTask{}
+}
+
+// meanTask is a MeanPool, a piece being a sequence.
+type meanTask struct {
+	dst, x        gpu.Matrix
+	offsets, mask []int32
+}
+
+func (t *meanTask) do(i int, s *scratch) {
+	d, xs := row(floats(t.dst), t.dst, i), floats(t.x)
+	s.mean = slices.Grow(s.mean[:0], len(d))[:len(d)]
+	clear(s.mean)
+	n := 0
+	for j := int(t.offsets[i]); j < int(t.offsets[i+1]); j++ {
+		if t.mask != nil && t.mask[j] == 0 {
+			continue
 		}
-	}))
+		n++
+		for c, v := range row(xs, t.x, j) {
+			s.mean[c] += float64(v)
+		}
+	}
+	for c, sum := range s.mean {
+		d[c] = float32(sum / float64(max(n, 1)))
+	}
 }
 
 // L2Normalize implements gpu.Queue.
 func (q *queue) L2Normalize(dst, x gpu.Matrix, eps float32) {
-	ds, xs := floats(dst), floats(x)
-	q.rows(x, 2, func(i int, _ *scratch) {
-		d, v := row(ds, dst, i), row(xs, x, i)
-		var square float64
-		for _, e := range v {
-			square += float64(e) * float64(e)
-		}
-		inv := 1 / max(math.Sqrt(square), float64(eps))
-		for j, e := range v {
-			d[j] = float32(float64(e) * inv)
-		}
-	})
+	q.l2 = l2Task{dst, x, eps}
+	q.eachRow(x, 2, &q.l2)
+}
+
+// l2Task is an L2Normalize.
+type l2Task struct {
+	dst, x gpu.Matrix
+	eps    float32
+}
+
+func (t *l2Task) row(i int, _ *scratch) {
+	d, v := row(floats(t.dst), t.dst, i), row(floats(t.x), t.x, i)
+	var square float64
+	for _, e := range v {
+		square += float64(e) * float64(e)
+	}
+	inv := 1 / max(math.Sqrt(square), float64(t.eps))
+	for j, e := range v {
+		d[j] = float32(float64(e) * inv)
+	}
 }
 
 // first is a pointer to the first element, or nil.
