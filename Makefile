@@ -56,10 +56,10 @@ fuzz: ## every fuzz target for FUZZTIME (10s), one after the other
 	echo "$$n fuzz targets"; [ $$n -gt 0 ]
 
 faults: ## kills, failing steps and histories, as often as CI does them (about 3 minutes)
-	ZCSTORE_CI=1 $(GO) test -count=1 -v -timeout 15m -run '^TestCase' ./test/fault
+	ZCSTORE_CI=1 $(GO) test -count=1 -v -timeout 15m -run '^TestCase' ./test/fault ./test/limits
 
 soak: ## the same for hours: 10,000 killed clients, 1,000 killed daemons, 2,000 histories, an hour of everything at once
-	ZCSTORE_SOAK=1 $(GO) test -count=1 -v -timeout 6h -run '^TestCase' ./test/fault
+	ZCSTORE_SOAK=1 $(GO) test -count=1 -v -timeout 6h -run '^TestCase' ./test/fault ./test/limits ./internal/server
 
 offline: ## all tests in a network namespace that has no network (needs root)
 	unshare -n $(GO) test -count=1 ./...

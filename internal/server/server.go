@@ -170,7 +170,7 @@ func (s *Server) grpc() (*grpc.Server, *health.Server) {
 		grpc.Creds(fdpass.ServerCredentials(fdpass.ServerOptions{WriteTimeout: l.Unread, Unread: l.Unread, MaxInFlight: l.InFlight})),
 		grpc.MaxConcurrentStreams(uint32(l.Streams)), grpc.MaxRecvMsgSize(l.RecvBytes), grpc.MaxSendMsgSize(l.SendBytes),
 		grpc.MaxHeaderListSize(uint32(l.HeaderBytes)), grpc.ConnectionTimeout(l.Handshake),
-		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+		grpc.ReadBufferSize(1<<10), grpc.WriteBufferSize(4<<10), // ten thousand idle connections keep what they read into
 		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
 	)
 	zcstorev1.RegisterStoreServer(g, s)
