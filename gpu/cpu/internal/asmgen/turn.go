@@ -8,7 +8,11 @@ import "fmt"
 // blocks inside the quarters of four registers. Each line of memory is read once, so rows that lie a multiple of 4096
 // bytes apart do no harm.
 //
-// Registers: R8, R10, R11, R12 rows 0, 4, 8, 12; R9 from row to row, AX three times that; BX panel; CX blocks.
+// Meanwhile the next sixteen rows are fetched into the second-level cache, as if they lay behind these without gaps: the rows
+// of a weight do, and where they do not, or there are none, nothing is lost.
+//
+// Registers: R8, R10, R11, R12 rows 0, 4, 8, 12; R9 from row to row, AX three times that; R13 what to fetch; BX panel; CX
+// blocks.
 func (g *isa) turn() {
 	g.text("turn", "turn", "Sixteen rows become a panel, t.blocks blocks of k.")
 	g.op("MOVQ turn_src(DI), R8")
@@ -17,6 +21,9 @@ func (g *isa) turn() {
 	g.op("LEAQ (R8)(R9*4), R10")
 	g.op("LEAQ (R10)(R9*4), R11")
 	g.op("LEAQ (R11)(R9*4), R12")
+	g.op("MOVQ R9, R13")
+	g.op("SHLQ $4, R13")
+	g.op("ADDQ R8, R13")
 	g.op("MOVQ turn_dst(DI), BX")
 	g.op("MOVQ turn_blocks(DI), CX")
 	for p := 1; g.wide && p < 4; p++ {
@@ -30,6 +37,10 @@ func (g *isa) turn() {
 		at := [4]string{"%d(%s)", "%d(%s)(R9*1)", "%d(%s)(R9*2)", "%d(%s)(AX*1)"}[i]
 		return fmt.Sprintf(at, 16*q, group[grp])
 	}
+	for i := 0; i < 4*g.lanes*16; i += 64 {
+		g.op("PREFETCHT1 %d(R13)", i)
+	}
+	g.op("ADDQ $%d, R13", 4*g.lanes*16)
 	quarters, halves := 4, 1
 	if !g.wide {
 		quarters, halves = 2, 2
