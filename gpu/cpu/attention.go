@@ -9,13 +9,18 @@ import (
 // queryBlock is how many queries of a head share one block of scores.
 const queryBlock = 16
 
-// Attention implements gpu.Queue. A task is one head of one sequence: V is turned once, so that both products are the
-// same loop over rows, then come blocks of queries with all their keys.
+// Attention implements gpu.Queue.
 func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 	if k := q.d.k; k != nil {
 		q.attentionTiles(k, dst, qm, km, vm, a)
-		return
+	} else {
+		q.attentionGo(dst, qm, km, vm, a)
 	}
+}
+
+// attentionGo is Attention in plain Go. A piece is one head of one sequence: V is turned once, so that both products are the
+// same loop over rows, then come blocks of queries with all their keys.
+func (q *queue) attentionGo(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 	qs, ks, vs, ds := floats(qm), floats(km), floats(vm), floats(dst)
 	offsets := int32s(floats(a.Seqs.Offsets))
 	var mask []int32

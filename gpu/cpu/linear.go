@@ -20,8 +20,13 @@ func (q *queue) Linear(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 	}
 	if k := q.d.k; k != nil && g.K() > 0 {
 		q.linearTiles(k, dst, x, g, e)
-		return
+	} else {
+		q.linearGo(dst, x, g, e)
 	}
+}
+
+// linearGo is Linear in plain Go.
+func (q *queue) linearGo(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 	xs, ds := floats(x), floats(dst)
 	var rs []float32
 	if e.Residual.Buf != nil {

@@ -14,6 +14,8 @@ package bert
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/models"
@@ -187,9 +189,22 @@ type pass struct {
 	s    *gpu.Stream
 	seqs gpu.Ragged
 	h    gpu.Matrix // [tokens, hidden_size], the states so far
+
+	pos, zeros, first []int32 // what is uploaded, unchanged until Sync
+	tables            [3]gpu.Lookup
 }
 
-// begin checks a batch and takes a stream, which the caller closes.
+// passes are those that nobody uses, so that a forward pass allocates nothing.
+var passes = sync.Pool{New: func() any { return new(pass) }}
+
+// close waits for what is launched and gives the stream back, and the pass.
+func (p *pass) close() {
+	p.s.Close()
+	p.m, p.s, p.seqs, p.h, p.tables = nil, nil, gpu.Ragged{}, gpu.Matrix{}, [3]gpu.Lookup{}
+	passes.Put(p)
+}
+
+// begin checks a batch and takes a stream; the caller closes the pass.
 func (m *Model) begin(b *Batch) (*pass, error) {
 	if err := m.check(b); err != nil {
 		return nil, err
@@ -198,7 +213,9 @@ func (m *Model) begin(b *Batch) (*pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pass{m: m, s: s}, nil
+	p := passes.Get().(*pass)
+	p.m, p.s = m, s
+	return p, nil
 }
 
 // run launches the encoder. keep, if not nil, sees the states after the embeddings (0) and after each layer.
@@ -213,7 +230,8 @@ func (p *pass) run(ctx context.Context, b *Batch, keep func(i int, h gpu.Matrix)
 	s.UploadInts(ids, b.IDs)
 	s.UploadInts(positions, p.positions(b))
 	s.UploadInts(kinds, p.kinds(b))
-	s.Gather(p.h, []gpu.Lookup{{Table: m.word, IDs: ids}, {Table: m.kind, IDs: kinds}, {Table: m.position, IDs: positions}})
+	p.tables = [3]gpu.Lookup{{Table: m.word, IDs: ids}, {Table: m.kind, IDs: kinds}, {Table: m.position, IDs: positions}}
+	s.Gather(p.h, p.tables[:])
 	s.LayerNorm(p.h, p.h, gpu.Matrix{}, m.norm.weight, m.norm.bias, float32(m.config.LayerNormEps))
 	s.Release(mark)
 
@@ -261,32 +279,35 @@ func (p *pass) positions(b *Batch) []int32 {
 	if b.Positions != nil {
 		return b.Positions
 	}
-	pos := make([]int32, len(b.IDs))
+	p.pos = slices.Grow(p.pos[:0], len(b.IDs))[:len(b.IDs)]
 	for i := range b.Len() {
 		for j := b.Starts[i]; j < b.Starts[i+1]; j++ {
-			pos[j] = int32(j - b.Starts[i])
+			p.pos[j] = int32(j - b.Starts[i])
 		}
 	}
-	return pos
+	return p.pos
 }
 
 func (p *pass) kinds(b *Batch) []int32 {
 	if b.TypeIDs != nil {
 		return b.TypeIDs
 	}
-	return make([]int32, len(b.IDs))
+	if len(p.zeros) < len(b.IDs) {
+		p.zeros = make([]int32, len(b.IDs)) // and never written
+	}
+	return p.zeros[:len(b.IDs)]
 }
 
 // pooled launches tanh(W h + b) of the first token of each text, as the pooler has it.
 func (p *pass) pooled(b *Batch) gpu.Matrix {
 	s, hidden := p.s, p.m.config.HiddenSize
-	first := make([]int32, b.Len())
-	for i := range first {
-		first[i] = int32(b.Starts[i])
+	p.first = slices.Grow(p.first[:0], b.Len())[:b.Len()]
+	for i := range p.first {
+		p.first[i] = int32(b.Starts[i])
 	}
-	rows := s.I32(len(first))
-	s.UploadInts(rows, first)
-	cls, out := s.F32(len(first), hidden), s.F32(len(first), hidden)
+	rows := s.I32(b.Len())
+	s.UploadInts(rows, p.first)
+	cls, out := s.F32(b.Len(), hidden), s.F32(b.Len(), hidden)
 	s.Pick(cls, p.h, rows)
 	s.Linear(out, cls, p.m.pooler, gpu.Epilogue{Act: gpu.Tanh})
 	return out
@@ -323,7 +344,7 @@ func (m *Model) HiddenStates(ctx context.Context, b Batch) ([]*nn.Tensor, error)
 	if err != nil {
 		return nil, err
 	}
-	defer p.s.Close()
+	defer p.close()
 	var all []*nn.Tensor
 	err = p.run(ctx, &b, func(_ int, h gpu.Matrix) error {
 		t, err := nn.Keep(p.s, h, h.Shape())
@@ -349,7 +370,7 @@ func (m *Model) Embed(ctx context.Context, dst []float32, b Batch) error {
 	if err != nil {
 		return err
 	}
-	defer p.s.Close()
+	defer p.close()
 	err = p.run(ctx, &b, nil)
 	if err == nil {
 		mean := p.s.F32(b.Len(), hidden)
@@ -369,7 +390,7 @@ func (m *Model) result(ctx context.Context, b Batch, tail func(*pass) gpu.Matrix
 	if err != nil {
 		return nil, err
 	}
-	defer p.s.Close()
+	defer p.close()
 	var t *nn.Tensor
 	if err = p.run(ctx, &b, nil); err == nil {
 		out := tail(p)
