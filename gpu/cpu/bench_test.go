@@ -7,6 +7,7 @@ import (
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
+	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -40,7 +41,7 @@ func report(b *testing.B, d *cpu.Device, flop float64, run func()) {
 	}
 }
 
-func weightOf(b *testing.B, d *cpu.Device, n, k int) *gpu.Weight {
+func weightOf(b *testing.B, d *cpu.Device, n, k int, form string) *gpu.Weight {
 	f := make([]float32, n*k)
 	for i := range f {
 		f[i] = float32(i%17) / 17
@@ -49,7 +50,23 @@ func weightOf(b *testing.B, d *cpu.Device, n, k int) *gpu.Weight {
 	if err != nil {
 		b.Fatal(err)
 	}
-	w, err := d.Import(v, tensor.Linear)
+	load := func() (*gpu.Weight, error) { return d.Import(v, tensor.Linear) }
+	if form == "packed" {
+		p, err := pack.Of(tensor.Linear, v.Shape)
+		if err != nil {
+			b.Fatal(err)
+		}
+		panels := make([]float32, p.Len())
+		if err := p.Pack(panels, f, tensor.Linear); err != nil {
+			b.Fatal(err)
+		}
+		pv, err := tensor.FromFloat32s(p.Shape(), panels)
+		if err != nil {
+			b.Fatal(err)
+		}
+		load = func() (*gpu.Weight, error) { return d.ImportPacked(pv, gpu.Panels, n, k) }
+	}
+	w, err := load()
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -73,21 +90,27 @@ func sync(b *testing.B, s *gpu.Stream) {
 
 func BenchmarkLinear(b *testing.B) {
 	eachTier(b, func(b *testing.B, d *cpu.Device) {
-		for _, m := range []int{1, 8, 32, 128, 1024} {
-			for _, nk := range [][2]int{{384, 384}, {1536, 384}, {384, 1536}, {768, 768}, {768, 3072}, {3072, 768}} {
-				b.Run(fmt.Sprintf("m=%d/n=%d/k=%d", m, nk[0], nk[1]), func(b *testing.B) {
-					g, err := gpu.NewGroup([]*gpu.Weight{weightOf(b, d, nk[0], nk[1])}, nil)
-					if err != nil {
-						b.Fatal(err)
-					}
-					s := streamOf(b, d)
-					x, y := s.F32(m, nk[1]), s.F32(m, nk[0])
-					s.Zero(x)
-					report(b, d, 2*float64(m*nk[0]*nk[1]), func() { s.Linear(y, x, g, gpu.Epilogue{}); sync(b, s) })
-				})
-			}
+		for _, form := range []string{"plain", "packed"} {
+			benchLinear(b, d, form)
 		}
 	})
+}
+
+func benchLinear(b *testing.B, d *cpu.Device, form string) {
+	for _, nk := range [][2]int{{384, 384}, {1536, 384}, {384, 1536}, {768, 768}, {768, 3072}, {3072, 768}} {
+		for _, m := range []int{1, 8, 32, 128, 1024} {
+			b.Run(fmt.Sprintf("%s/n=%d/k=%d/m=%d", form, nk[0], nk[1], m), func(b *testing.B) {
+				g, err := gpu.NewGroup([]*gpu.Weight{weightOf(b, d, nk[0], nk[1], form)}, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				s := streamOf(b, d)
+				x, y := s.F32(m, nk[1]), s.F32(m, nk[0])
+				s.Zero(x)
+				report(b, d, 2*float64(m*nk[0]*nk[1]), func() { s.Linear(y, x, g, gpu.Epilogue{}); sync(b, s) })
+			})
+		}
+	}
 }
 
 func BenchmarkAttention(b *testing.B) {
