@@ -117,6 +117,10 @@ func (b *trieBuilder) find(chars []byte) int {
 	}
 	tries := 0
 	for n := max(b.free, int(chars[0])+1); ; n++ {
+		// A crowded start is given up, so that building stays linear. Nodes with one child fill its holes.
+		if tries++; tries == 256 {
+			n = max(n, b.last)
+		}
 		b.grow(n + 257)
 		if b.used[n] {
 			continue
@@ -131,10 +135,6 @@ func (b *trieBuilder) find(chars []byte) int {
 		}
 		if ok {
 			return base
-		}
-		// A crowded start is given up, so that building stays linear.
-		if tries++; tries > 256 && len(chars) > 1 {
-			n = max(n, b.last)
 		}
 	}
 }
