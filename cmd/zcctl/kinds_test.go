@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -56,9 +57,10 @@ func TestEveryKindFromTheStoreToTheExitCode(t *testing.T) {
 			if !ok || k.Code() != want.code || k.Exit() != want.exit {
 				t.Errorf("code %v, exit %d; want %+v", k.Code(), k.Exit(), want)
 			}
-			failing := "statfs"
+			var failing atomic.Value // the daemon's goroutines read it
+			failing.Store("statfs")
 			restore := failpoint.Set(func(step string) error {
-				if step != failing {
+				if step != failing.Load() {
 					return nil
 				}
 				return zcerr.New(k, "need 7, have 3, the limit is 5").WithHint("zcctl mend %v", k)
@@ -72,7 +74,7 @@ func TestEveryKindFromTheStoreToTheExitCode(t *testing.T) {
 				{"create-new", []string{"tag", "m:v1", "m:x"}},
 				{"create-new", []string{"rm", "m:v1"}},
 			} {
-				failing = command.step
+				failing.Store(command.step)
 				var out, talk bytes.Buffer
 				exit := run(context.Background(), append(command.args, "-o", "json", "--socket", socket), &out, &talk)
 				var got errorJSON
@@ -89,10 +91,10 @@ func TestEveryKindFromTheStoreToTheExitCode(t *testing.T) {
 					t.Errorf("%s: %v: %+v", what, err, b)
 				}
 			}
-			failing = "fallocate"
+			failing.Store("fallocate")
 			_, err := s.Put("new", false, storetest.Draft(storetest.Row{Name: "x", Size: 70_000, Seed: 9}))
 			same("put", err)
-			failing = "open"
+			failing.Store("open")
 			_, err = c.Attach(context.Background(), "m")
 			same("attach", err)
 			raw := rawAttach(t, socket, "m")
