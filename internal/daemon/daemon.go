@@ -97,7 +97,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		var locked *store.LockedError
 		if errors.As(err, &locked) {
-			return zcerr.New(zcerr.Conflict, "%w", err).WithHint("use it (zcctl --socket %s status), or choose another --socket", cfg.Socket)
+			flag := "--dir"
+			if locked.Data {
+				flag = "--data"
+			}
+			return zcerr.New(zcerr.Conflict, "%w", err).WithHint("use that daemon, with the --socket it was started with, or choose another %s", flag)
 		}
 		return err
 	}

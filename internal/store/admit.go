@@ -67,6 +67,9 @@ func (s *Store) Room() (Room, error) {
 				hint: "remove a version ('zcctl ls', 'zcctl rm REF'), see who holds deleted ones ('zcctl ls --all', 'zcctl ps'), or start the daemon with a larger --max-bytes"}
 		}
 	}
+	if s.data != nil && (room.What == budget || room.What == sharedMemory) { // what could be evicted is gone by then
+		room.hint = "pinned versions ('zcctl ls') and those that workers hold ('zcctl ps') stay in memory: let one go with 'zcctl pin --off REF', or give it more room, --max-bytes or a larger tmpfs"
+	}
 	if held := s.heldBytesLocked(); held > 0 && room.What == sharedMemory {
 		room.hint = units.Bytes(held) + " are held by workers of deleted versions: see 'zcctl ps'; or remove a version: 'zcctl rm REF'"
 	}

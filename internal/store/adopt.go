@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -35,7 +36,6 @@ func (s *Store) adopt() error {
 			if err == nil {
 				v.created = m.created[d]
 				s.addVersionLocked(v)
-				s.touchLocked(d)
 				keep[tableFile(d)] = true
 				continue
 			}
@@ -50,6 +50,7 @@ func (s *Store) adopt() error {
 			s.log.Error("stored version is damaged", zap.String("model", m.name+":"+tag), zap.Stringer("digest", d), zap.Error(s.lost[d]))
 		}
 	}
+	s.touchByAgeLocked()
 	for id := range s.segments {
 		keep[segmentPrefix+id] = true
 	}
@@ -57,6 +58,18 @@ func (s *Store) adopt() error {
 		return nil
 	}
 	return s.sweep(keep)
+}
+
+// touchByAgeLocked has the versions in memory used in the order of their age: when they really were is not kept.
+func (s *Store) touchByAgeLocked() {
+	var all []*version
+	for _, v := range s.versions {
+		all = append(all, v)
+	}
+	slices.SortFunc(all, func(a, b *version) int { return a.created.Compare(b.created) })
+	for _, v := range all {
+		s.touchLocked(v.digest)
+	}
 }
 
 // adoptNamesLocked fills in the models. With a data directory its index has the last word: a name that only the catalog has

@@ -38,7 +38,7 @@ func openData(opt Options) (*oci.Layout, error) {
 	data, err := oci.Open(opt.Data, oci.Options{Log: opt.Log})
 	var locked *oci.LockedError
 	if errors.As(err, &locked) {
-		return nil, &LockedError{Dir: locked.Dir, Holder: locked.Holder}
+		return nil, &LockedError{Dir: locked.Dir, Holder: locked.Holder, Data: true}
 	}
 	return data, err
 }

@@ -316,9 +316,27 @@ func TestLeastRecentlyUsedIsEvicted(t *testing.T) {
 	if _, err := putErr(s, "d", false, sealed(t, one(4))); !errors.Is(err, zcerr.NoSpace) {
 		t.Errorf("put with everything held: %v", err)
 	}
+	if !state(t, s, "a").Resident || !state(t, s, "b").Resident {
+		t.Error("a version that somebody holds was evicted, for nothing: its pages stay")
+	}
 	s.Release(la.ID)
 	readBack(t, s, "c", c)
 	s.Release(lb.ID)
+}
+
+// The daemon does not remember over a restart what was used when; the oldest version goes first then.
+func TestOldestIsEvictedAfterAStart(t *testing.T) {
+	for range 5 { // maps have another order each time
+		h, s := budgeted(t)
+		put(t, s, "a", sealed(t, one(1)))
+		time.Sleep(2 * time.Millisecond) // the catalog's times are milliseconds
+		put(t, s, "b", sealed(t, one(2)))
+		s = h.restart(s)
+		put(t, s, "c", sealed(t, one(3)))
+		if state(t, s, "a").Resident || !state(t, s, "b").Resident {
+			t.Fatal("the newer version was evicted")
+		}
+	}
 }
 
 // A put that would not fit anyway evicts nothing.

@@ -190,9 +190,15 @@ func (s *segment) file() string { return segmentPrefix + s.id }
 func tableFile(d manifest.Digest) string { return tablePrefix + d.Hex() }
 
 // LockedError says that another process serves the directory.
-type LockedError struct{ Dir, Holder string }
+type LockedError struct {
+	Dir, Holder string
+	Data        bool // Dir is the data directory, not that of segments
+}
 
 func (e *LockedError) Error() string {
+	if e.Data {
+		return fmt.Sprintf("another daemon (%s) has the data directory %s", e.Holder, e.Dir)
+	}
 	return fmt.Sprintf("another daemon (%s) serves the segments in %s", e.Holder, e.Dir)
 }
 
