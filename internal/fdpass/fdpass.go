@@ -148,7 +148,14 @@ func Detached[T any](ctx context.Context, limit time.Duration, call func(context
 	}
 }
 
-func newFile(fd int) *os.File { return os.NewFile(uintptr(fd), "received descriptor") }
+// newFile never lets the runtime's poller have a descriptor of a stranger: registering one asks its file system, which may be
+// the stranger's too and never answer, and the runtime waits for that with a processor in hand.
+func newFile(fd int) *os.File {
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK != 0 {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^unix.O_NONBLOCK)
+	}
+	return os.NewFile(uintptr(fd), "received descriptor")
+}
 
 func closeAll(fds []int) {
 	for _, fd := range fds {

@@ -1,53 +1,102 @@
 package server
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
+
+// The file system is served by a process of its own: a call that waits for it, such as the one that tells the runtime's poller
+// of a file, would otherwise hold up the very process that has to answer, and with it the whole test binary.
+
+const envFuse = "ZCSTORE_TEST_FUSE" // where to mount; set in the child alone
 
 // hungFuse mounts a file system with one file, "weights", of size bytes, whose reads are answered only when they are as short
 // as a client's samples; others hang. It gives the file's path, how many reads hang, and what ends them all: with an error.
 // It speaks just enough of the FUSE protocol for that.
 func hungFuse(t *testing.T, size uint64) (path string, hanging *atomic.Int32, end func()) {
 	t.Helper()
-	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Skipf("no FUSE here: %v", err)
-	}
 	dir := t.TempDir()
-	opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d", dev, os.Getuid(), os.Getgid())
-	if err := unix.Mount("zcstore-test", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
-		unix.Close(dev)
-		t.Skipf("FUSE cannot be mounted here: %v", err)
+	cmd := exec.Command("/proc/self/exe", strconv.FormatUint(size, 10))
+	cmd.Env = append(os.Environ(), envFuse+"="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	alive, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	says, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(says)
+	if !lines.Scan() || lines.Text() != "mounted" {
+		alive.Close()
+		_ = cmd.Wait()
+		t.Skipf("no FUSE here: %s", lines.Text())
 	}
 	hanging = &atomic.Int32{}
 	served := make(chan struct{})
-	go func() { defer close(served); serveFuse(dev, size, hanging) }()
+	go func() {
+		defer close(served)
+		for lines.Scan() { // a line for each read that hangs
+			hanging.Add(1)
+		}
+	}()
 	ended := false
 	end = func() {
 		if ended {
 			return
 		}
 		ended = true
-		if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil { // aborts what hangs
-			t.Errorf("unmount: %v", err)
-		}
+		alive.Close() // the child unmounts, which aborts what hangs
 		<-served
-		unix.Close(dev)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the file system's process: %v", err)
+		}
 	}
 	t.Cleanup(end)
 	return filepath.Join(dir, "weights"), hanging, end
 }
 
+// fuseMain is the child: it serves until its standard input ends.
+func fuseMain(dir string) {
+	size, _ := strconv.ParseUint(os.Args[1], 10, 64)
+	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d", dev, os.Getuid(), os.Getgid())
+	if err := unix.Mount("zcstore-test", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+		fmt.Println("mount:", err)
+		os.Exit(1)
+	}
+	fmt.Println("mounted")
+	go serveFuse(dev, size)
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
+		fmt.Fprintln(os.Stderr, "unmount:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
 const fuseNode = 2
 
-func serveFuse(dev int, size uint64, hanging *atomic.Int32) {
+func serveFuse(dev int, size uint64) {
 	le := binary.LittleEndian
 	attr := func(node uint64) []byte {
 		b := make([]byte, 88)
@@ -101,7 +150,7 @@ func serveFuse(dev int, size uint64, hanging *atomic.Int32) {
 				answer(0, make([]byte, want))
 				continue
 			}
-			hanging.Add(1)
+			fmt.Println("hangs")
 		case 18, 25: // release, flush
 			answer(0, nil)
 		case 2, 36, 42: // forget, interrupt, forget many: no answer

@@ -18,7 +18,12 @@ import (
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
-func TestMain(m *testing.M) { os.Exit(testleak.Run(m)) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(envFuse); dir != "" {
+		fuseMain(dir)
+	}
+	os.Exit(testleak.Run(m))
+}
 
 // pair is a connected Unix socket.
 func pair(t *testing.T) (a, b *net.UnixConn) {

@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -136,8 +138,11 @@ func (s *Store) move(ctx context.Context, v *version, from *segment) error {
 	}
 	if len(p.wanted) > 0 {
 		f, err := s.dir.Open(from.file())
-		if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
 			return zcerr.New(zcerr.Corrupt, "a segment was removed behind the daemon's back: %w", err)
+		}
+		if err != nil { // it passes; what is stored is whole
+			return err
 		}
 		defer f.Close()
 		var rows []io.Reader

@@ -5,9 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/models/manifest"
 )
 
@@ -113,6 +117,33 @@ func TestMostlyDeadSegmentsAreCompacted(t *testing.T) {
 	if got := put(t, s, "m:again", old); got.Shared != 4*256<<10 {
 		t.Errorf("a put shares %d bytes with the compacted versions, want four tensors", got.Shared)
 	}
+}
+
+// An error that passes is no damage: the version is served, and the next occasion compacts.
+func TestCompactionSurvivesAPassingError(t *testing.T) {
+	s := open(t, testPath(t))
+	put(t, s, "m:old", sealed(t, draft(rowsOf("w", 20, 256<<10, 1)...)))
+	a := sealed(t, draft(rowsOf("w", 3, 256<<10, 1)...))
+	put(t, s, "m:a", a)
+	failed := make(chan struct{}, 100)
+	var opens atomic.Int32
+	restore := failpoint.Set(func(step string) error {
+		if step == "open" && opens.Add(1) > 1 { // the table opens, the segment does not
+			failed <- struct{}{}
+			return unix.EMFILE
+		}
+		return nil
+	})
+	defer restore()
+	if _, err := s.Remove("m:old", false); err != nil {
+		t.Fatal(err)
+	}
+	<-failed
+	restore()
+	readBack(t, s, "m:a", a)
+	s.wakeCompactor()
+	settledStore(t, s)
+	readBack(t, s, "m:a", a)
 }
 
 func TestDamageIsNotCompacted(t *testing.T) {
