@@ -32,8 +32,8 @@ type upload struct {
 
 // Put implements the service. The stream is the put: whenever it returns, nothing of an uncommitted one is left.
 func (s *Server) Put(stream zcstorev1.Store_PutServer) error {
-	s.puts.Add(1)
-	defer s.puts.Done()
+	s.puts.begin()
+	defer s.puts.end()
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	start := time.Now()

@@ -53,7 +53,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	tickets map[string]*upload // guarded by mu
-	puts    sync.WaitGroup     // running Put calls
+	puts    running            // Put calls
 	imports *slots             // immutable
 }
 
@@ -123,7 +123,7 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 		alive.Shutdown()
 		done := make(chan struct{})
 		busy := s.ledger.OpenPuts() > 0
-		go func() { s.puts.Wait(); close(done) }()
+		go func() { s.puts.wait(); close(done) }()
 		select {
 		case <-done:
 		case <-time.After(drainTimeout):
@@ -149,7 +149,7 @@ func (s *Server) Serve(ctx context.Context, ln *net.UnixListener) error {
 			g.Stop()
 		}
 	case <-ctx.Done():
-		s.puts.Wait()
+		s.puts.wait()
 		select {
 		case <-served:
 		case <-time.After(time.Second): // connections that have not finished their handshake hold grpc up for its whole time

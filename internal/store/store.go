@@ -265,6 +265,8 @@ func (s *Store) start() (err error) {
 // it is made anew.
 func openLocked(opt Options) (*shm.Dir, *os.File, error) {
 	for {
+		_, err := os.Lstat(opt.Dir)
+		made := errors.Is(err, os.ErrNotExist)
 		dir, err := shm.OpenDir(opt.Dir, opt.AnyFS)
 		if err != nil {
 			return nil, nil, err
@@ -272,6 +274,9 @@ func openLocked(opt Options) (*shm.Dir, *os.File, error) {
 		if opt.HandoutDir != "" {
 			if err := dir.HandOutThrough(opt.HandoutDir); err != nil {
 				dir.Close()
+				if made {
+					_ = os.Remove(opt.Dir) // nothing is in it
+				}
 				return nil, nil, zcerr.New(zcerr.Invalid, "%w", err).
 					WithHint("mount --bind %[1]s %[2]s && mount -o remount,bind,ro %[2]s (deploy/srv-zcview.mount does it at boot)", opt.Dir, opt.HandoutDir)
 			}
@@ -310,6 +315,8 @@ func (s *Store) Close() error {
 	var err error
 	if empty && s.ready {
 		err = s.dir.Destroy(lockFile, catalogFile)
+	} else if !s.ready { // what Open made on its way to an error
+		err = s.dir.Destroy(lockFile)
 	}
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
