@@ -41,7 +41,8 @@ type Conn struct {
 
 	mu      sync.Mutex
 	closed  bool        // guarded by mu
-	unread  *time.Timer // guarded by mu; server: looks whether the client reads; nil when all was read
+	unread  *time.Timer // guarded by mu; server: looks whether the client reads; nil when all replies were read
+	notes   int         // guarded by mu; server: writes of nothing but control frames since the last reply
 	queued  []int       // guarded by mu; server: owned, not yet sent
 	last    uint64      // guarded by mu; the ordinal last queued, or last announced by a header
 	claimed uint64      // guarded by mu; server: settled by the client's word
@@ -173,7 +174,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	} else if err == nil {
 		err = c.writeRecords(b)
 	}
-	c.watch()
+	c.watch(onlyControl(b))
 	if err != nil {
 		c.Close() // gRPC leaves it to its reader to notice, which sees nothing when only writing fails
 		return 0, err

@@ -945,3 +945,36 @@ func TestCase17UnreadRepliesAreCut(t *testing.T) {
 	other.Close()
 	backTo(t, base) // what was on its way went with the socket
 }
+
+// What gRPC writes by itself is no reply: a client that was stopped just after its reply is not cut for it.
+func TestCase03ControlFramesAreOwedByNobody(t *testing.T) {
+	const unread = 80 * time.Millisecond
+	stopped, reader := pairOf(t, ServerOptions{Unread: unread})
+	ping := append([]byte{0, 0, 8, 6, 1, 0, 0, 0, 0}, "12345678"...)
+	reply := append([]byte{0, 0, 5, 0, 0, 0, 0, 0, 1}, "reply"...)
+	for _, b := range [][]byte{ping, reply} {
+		if _, err := stopped.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	buf := make([]byte, 64)
+	if n, err := reader.Read(buf); err != nil || n < len(ping)+len(reply) { // with the headers of records
+		t.Fatal(n, err)
+	}
+	if _, err := stopped.Write(ping); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-stopped.done:
+		t.Fatal("a client was cut that has read every reply")
+	case <-time.After(3 * unread):
+	}
+	if _, err := stopped.Write(reply); err != nil { // now it owes
+		t.Fatal(err)
+	}
+	select {
+	case <-stopped.done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("a client that reads nothing is not cut")
+	}
+}
