@@ -181,11 +181,18 @@ func (s *Store) move(ctx context.Context, v *version, from *segment) error {
 	return nil
 }
 
-func (s *Store) unpin(sg *segment) {
+// unpin lets go of segments that were kept in their place, and unlinks those that nothing uses any more.
+func (s *Store) unpin(segs ...*segment) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sg.pins--
-	s.unlinkIfUnusedLocked(sg)
+	s.unpinLocked(segs...)
+}
+
+func (s *Store) unpinLocked(segs ...*segment) {
+	for _, sg := range segs {
+		sg.pins--
+		s.unlinkIfUnusedLocked(sg)
+	}
 }
 
 // planMove makes the put that writes v without a segment, which it pins. It belongs to the store, not to a client.

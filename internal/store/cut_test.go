@@ -37,3 +37,33 @@ func TestCase29TableCutUnderTheDaemon(t *testing.T) {
 	put(t, s, "m", v) // mends it
 	readBack(t, s, "m", v)
 }
+
+// The same when it is read to be written elsewhere, which the store does by itself after a removal.
+func TestCase29TableCutUnderACompaction(t *testing.T) {
+	path := testPath(t)
+	s := open(t, path)
+	put(t, s, "m:old", sealed(t, draft(rowsOf("w", 20, 256<<10, 1)...)))
+	a, other := sealed(t, draft(rowsOf("w", 3, 256<<10, 1)...)), sealed(t, draft(row{"x", 70_000, 2}))
+	put(t, s, "m:a", a)
+	put(t, s, "other", other)
+	cut := make(chan error, 10)
+	restore := failpoint.Set(func(step string) error {
+		if step == "table.mapped" {
+			file := filepath.Join(path, tableFile(a.Digest))
+			cut <- errors.Join(os.Chmod(file, 0o600), os.Truncate(file, 0))
+		}
+		return nil
+	})
+	defer restore()
+	if _, err := s.Remove("m:old", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-cut; err != nil {
+		t.Fatal(err)
+	}
+	settledStore(t, s) // it was taken out of service
+	if _, _, err := s.Attach("m:a", Holder{}); !errors.Is(err, zcerr.Corrupt) {
+		t.Errorf("what was cut is served: %v", err)
+	}
+	readBack(t, s, "other", other)
+}

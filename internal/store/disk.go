@@ -36,11 +36,16 @@ func openData(opt Options) (*oci.Layout, error) {
 		return nil, nil
 	}
 	data, err := oci.Open(opt.Data, oci.Options{Log: opt.Log})
+	return data, dataInUse(err)
+}
+
+// dataInUse turns the layout's word for a directory that another process has into the store's.
+func dataInUse(err error) error {
 	var locked *oci.LockedError
 	if errors.As(err, &locked) {
-		return nil, &LockedError{Dir: locked.Dir, Holder: locked.Holder, Data: true}
+		return &LockedError{Dir: locked.Dir, Holder: locked.Holder, Data: true}
 	}
-	return data, err
+	return err
 }
 
 // lockNames is for who changes names. mu may be let go and taken again while names is held.
@@ -176,14 +181,7 @@ func (s *Store) stageOnce(ctx context.Context, d manifest.Digest) (*oci.Staged, 
 		sg.pins++
 	}
 	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for _, sg := range v.segs {
-			sg.pins--
-			s.unlinkIfUnusedLocked(sg)
-		}
-	}()
+	defer s.unpin(v.segs...)
 	m, locs, err := s.readTable(v)
 	if err != nil {
 		return nil, v, err
@@ -199,15 +197,12 @@ func (s *Store) readTable(v *version) (*manifest.Manifest, []table.Location, err
 		return nil, nil, err
 	}
 	defer tab.Close()
-	t, err := table.Open(tab.Bytes())
-	if err == nil {
-		err = t.Verify()
-	}
+	failpoint.Reached("table.mapped")
+	m, _, locs, err := parseTable(tab.Bytes(), v.digest)
 	if err != nil {
 		return nil, nil, zcerr.New(zcerr.Corrupt, "table of %s: %w", v.digest.Short(), err)
 	}
-	m, _, locs, err := t.Manifest()
-	return m, locs, err
+	return m, locs, nil
 }
 
 // admitDisk refuses a put that the disk has no room for, before its bytes are sent.

@@ -145,15 +145,11 @@ func (f *fsck) lock() error {
 
 func (f *fsck) checkDisk(ctx context.Context) error {
 	rep, err := oci.Check(ctx, f.opt.Data, oci.Options{})
-	var locked *oci.LockedError
-	if errors.As(err, &locked) {
-		return &LockedError{Dir: locked.Dir, Holder: locked.Holder, Data: true}
-	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return zcerr.New(zcerr.NotFound, "there is no data directory %s", f.opt.Data).WithHint("name the one that zcstored was started with: zcctl fsck --data DIR")
 	}
 	if err != nil {
-		return err
+		return dataInUse(err)
 	}
 	f.disk = rep
 	f.r.Bytes += rep.Bytes

@@ -366,10 +366,7 @@ func (p *Put) abortLocked() {
 		p.s.reserved -= p.reserved
 		p.countLocked(-int64(p.reserved))
 		p.s.filling -= p.filling
-		for _, sg := range p.segs {
-			sg.pins--
-			p.s.unlinkIfUnusedLocked(sg)
-		}
+		p.s.unpinLocked(p.segs...)
 		if p.w != nil {
 			p.w.Abort()
 		}

@@ -131,7 +131,7 @@ func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
 		return nil, s.noModelLocked(name)
 	}
 	slices.SortFunc(out, func(a, b VersionInfo) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), a.Created.Compare(b.Created), strings.Compare(a.Digest.Hex(), b.Digest.Hex()))
+		return cmp.Or(strings.Compare(a.Name, b.Name), a.Created.Compare(b.Created), compareDigests(a.Digest, b.Digest))
 	})
 	return out, nil
 }

@@ -355,27 +355,7 @@ func (s *Store) adoptVersion(digest manifest.Digest) (*version, error) {
 		return nil, fmt.Errorf("table: %w", err)
 	}
 	defer m.Close()
-	var (
-		man  *manifest.Manifest
-		segs []table.Segment
-		locs []table.Location
-	)
-	err = region.Guard(func() error { // it may be cut while it is read
-		t, err := table.Open(m.Bytes())
-		if err != nil {
-			return err
-		}
-		if err := t.Verify(); err != nil {
-			return err
-		}
-		if man, segs, locs, err = t.Manifest(); err != nil {
-			return err
-		}
-		if t.Digest() != digest {
-			return fmt.Errorf("the table is of %v", t.Digest())
-		}
-		return nil
-	})
+	man, segs, locs, err := parseTable(m.Bytes(), digest)
 	if err != nil {
 		return nil, err
 	}
@@ -391,6 +371,27 @@ func (s *Store) adoptVersion(digest manifest.Digest) (*version, error) {
 		}
 	}
 	return newVersion(man, digest, use, found, locs), nil
+}
+
+// parseTable reads back all of a version's table, which somebody may cut while it is mapped.
+func parseTable(b []byte, digest manifest.Digest) (man *manifest.Manifest, segs []table.Segment, locs []table.Location, err error) {
+	err = region.Guard(func() error {
+		t, err := table.Open(b)
+		if err != nil {
+			return err
+		}
+		if err := t.Verify(); err != nil {
+			return err
+		}
+		if man, segs, locs, err = t.Manifest(); err != nil {
+			return err
+		}
+		if t.Digest() != digest {
+			return fmt.Errorf("the table is of %v", t.Digest())
+		}
+		return nil
+	})
+	return man, segs, locs, err
 }
 
 func (s *Store) openSegment(id string) (*segment, error) {
