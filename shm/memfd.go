@@ -214,7 +214,7 @@ func newMemfd(size int64) (*os.File, error) {
 	if err := call("fallocate", func() error { return unix.Fallocate(fd, 0, 0, size) }); err != nil {
 		f.Close()
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.ENOMEM) {
-			_, free := memory()
+			_, free := Memory()
 			return nil, &NoSpaceError{Dir: KindMemfd, Need: uint64(size), Have: free}
 		}
 		return nil, fmt.Errorf("reserve %d bytes: %w", size, err)
@@ -369,7 +369,7 @@ func (m *Memfd) Names() ([]string, error) {
 // Space is the machine's memory: no file system limits memfds.
 func (m *Memfd) Space() (Space, error) {
 	var s Space
-	s.Size, s.Free = memory()
+	s.Size, s.Free = Memory()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, have := range m.files {

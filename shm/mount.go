@@ -81,8 +81,8 @@ func mountHas(dev uint64, option string) bool {
 	return false
 }
 
-// MemTotal and MemAvailable as the kernel gives them, in bytes; no memory at all when it does not.
-func memory() (total, available uint64) {
+// Memory is what the machine has and what is available without swapping, in bytes; none at all when the kernel does not say.
+func Memory() (total, available uint64) {
 	f, err := os.Open("/proc/meminfo")
 	if err != nil {
 		return 0, 0

@@ -134,7 +134,7 @@ func (d *Dir) Space() (Space, error) {
 	block := uint64(fs.Bsize)
 	s := Space{Size: fs.Blocks * block, Free: fs.Bavail * block, Taken: (fs.Blocks - fs.Bfree) * block, Own: d.ownMount()}
 	if fs.Blocks == 0 { // a tmpfs without a size: the machine's memory is the limit, and the kernel counts nothing
-		s.Size, s.Free = memory()
+		s.Size, s.Free = Memory()
 		s.Own = false
 	}
 	names, err := d.Names()

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -113,7 +112,8 @@ func checkSpace(dir string) []check {
 
 // checkMemory looks at the memory behind shared memory of size bytes with free left; both are 0 where no file system limits it.
 func checkMemory(size, free uint64) (out []check) {
-	total, avail, known := memory()
+	total, avail := shm.Memory()
+	known := total > 0 && avail > 0
 	switch {
 	case !known:
 	case avail < smallSpace/2:
@@ -124,25 +124,6 @@ func checkMemory(size, free uint64) (out []check) {
 		out = append(out, ok("memory", "%s available of %s", units.Bytes(avail), units.Bytes(total)))
 	}
 	return out
-}
-
-// memory is what the machine has, and what is available without swapping.
-func memory() (total, avail uint64, known bool) {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, 0, false
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		var kb uint64
-		if n, _ := fmt.Sscanf(sc.Text(), "MemTotal: %d kB", &kb); n == 1 {
-			total = kb << 10
-		}
-		if n, _ := fmt.Sscanf(sc.Text(), "MemAvailable: %d kB", &kb); n == 1 {
-			avail = kb << 10
-		}
-	}
-	return total, avail, total > 0 && avail > 0
 }
 
 // checkPublish really makes a segment, reads it back and removes it.
