@@ -9,6 +9,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/zcstore/zcstore/internal/parallel"
 	"github.com/zcstore/zcstore/models/manifest"
 )
 
@@ -138,32 +139,9 @@ func (s *Staged) writeTensors(ctx context.Context, m *manifest.Manifest, rows fu
 			}
 		}
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	next := make(chan int)
-	var wg sync.WaitGroup
-	for range min(writers, len(todo)) {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			for i := range next {
-				if err := s.writeTensor(&m.Tensors[i], i, rows); err != nil {
-					cancel(err)
-				}
-			}
-		}()
-	}
-feed:
-	for _, i := range todo {
-		select {
-		case next <- i:
-		case <-ctx.Done():
-			break feed
-		}
-	}
-	close(next)
-	wg.Wait()
-	return context.Cause(ctx)
+	return parallel.Each(ctx, writers, len(todo), func(context.Context) func(int) error {
+		return func(k int) error { return s.writeTensor(&m.Tensors[todo[k]], todo[k], rows) }
+	})
 }
 
 func (s *Staged) writeTensor(t *manifest.Tensor, row int, rows func(int) (io.Reader, error)) error {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/internal/parallel"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/safetensors"
@@ -158,10 +159,8 @@ func (s *Store) scrubBy(ctx context.Context, tab []byte, v *version, quick bool,
 		}
 	}
 	var (
-		mu   sync.Mutex
-		bad  []place
-		wg   sync.WaitGroup
-		next = make(chan int)
+		mu  sync.Mutex
+		bad []place
 	)
 	check := func(i int, buf []byte) error {
 		row, err := t.Tensor(i)
@@ -191,32 +190,12 @@ func (s *Store) scrubBy(ctx context.Context, tab []byte, v *version, quick bool,
 		}
 		return nil
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	for range runtime.GOMAXPROCS(0) {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			buf := make([]byte, scrubBytes)
-			for i := range next {
-				if err := region.Guard(func() error { return check(i, buf) }); err != nil {
-					cancel(err)
-				}
-			}
-		}()
-	}
-feed:
-	for i := range t.Tensors() {
-		select {
-		case next <- i:
-		case <-ctx.Done():
-			break feed
-		}
-	}
-	close(next)
-	wg.Wait()
+	err = parallel.Each(ctx, runtime.GOMAXPROCS(0), t.Tensors(), func(context.Context) func(int) error {
+		buf := make([]byte, scrubBytes)
+		return func(i int) error { return region.Guard(func() error { return check(i, buf) }) }
+	})
 	slices.Sort(out.Damaged)
-	return bad, context.Cause(ctx)
+	return bad, err
 }
 
 // scrubBytes is how much is read at a time: what the core's cache holds.

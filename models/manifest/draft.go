@@ -11,6 +11,7 @@ import (
 	"sort"
 	"sync"
 
+	"github.com/zcstore/zcstore/internal/parallel"
 	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -173,10 +174,6 @@ func renumber(n *Node, to func(int) (int, bool)) (*Node, error) {
 // Hash reads the tensors that which lists, several at a time, and sets their places of sums to their SHA-256. progress is as
 // for Seal.
 func (d *Draft) Hash(ctx context.Context, which []int, sums []Digest, progress func(bytes int)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	next := make(chan int)
-	var wg sync.WaitGroup
 	var mu sync.Mutex
 	done := 0
 	count := func(n int) {
@@ -188,37 +185,23 @@ func (d *Draft) Hash(ctx context.Context, which []int, sums []Digest, progress f
 		done += n
 		progress(done)
 	}
-	for range runtime.GOMAXPROCS(0) {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			buf := make([]byte, 1<<20)
-			for i := range next {
-				t := &d.Tensors[i]
-				var sum Digest
-				err := region.Guard(func() (err error) { // the tensor may be a mapped one, put again
-					sum, err = hashTensor(ctx, t, buf, count)
-					return err
-				})
-				if err != nil {
-					cancel(fmt.Errorf("read tensor %s: %w", quote(first(t.Names)), err))
-					continue
-				}
-				sums[i] = sum
+	return parallel.Each(ctx, runtime.GOMAXPROCS(0), len(which), func(ctx context.Context) func(int) error {
+		buf := make([]byte, 1<<20)
+		return func(k int) error {
+			i := which[k]
+			t := &d.Tensors[i]
+			var sum Digest
+			err := region.Guard(func() (err error) { // the tensor may be a mapped one, put again
+				sum, err = hashTensor(ctx, t, buf, count)
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("read tensor %s: %w", quote(first(t.Names)), err)
 			}
-		}()
-	}
-feed:
-	for _, i := range which {
-		select {
-		case next <- i:
-		case <-ctx.Done():
-			break feed
+			sums[i] = sum
+			return nil
 		}
-	}
-	close(next)
-	wg.Wait()
-	return context.Cause(ctx)
+	})
 }
 
 // hashTensor reads a tensor through buf, telling count about every part, until ctx ends.
