@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/zcstore/zcstore/internal/testrace"
 )
 
 const envCore = "ZCSTORE_TEST_CORE"
@@ -68,7 +70,7 @@ func dumpCore(mode string) error {
 
 // Case 44: a process that dies on a segment leaves none of it in its core file.
 func TestCase44CoreDumps(t *testing.T) {
-	if raceDetector {
+	if testrace.Enabled {
 		t.Skip("the race detector's own memory makes core files of gigabytes")
 	}
 	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")

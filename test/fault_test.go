@@ -16,6 +16,7 @@ import (
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -87,7 +88,7 @@ func (p *Tutorial) forward(x *nn.Tensor) ([]float32, error) {
 // and the client go on, nothing stays locked, and the model can be closed and had anew.
 func TestCase29SegmentCutUnderInference(t *testing.T) {
 	for _, threads := range []int{1, 4} {
-		if slow && threads == 1 {
+		if testrace.Enabled && threads == 1 {
 			continue
 		}
 		p := start(t)
@@ -271,7 +272,7 @@ func TestCloseWhileForwardRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	rounds := 20
-	if slow {
+	if testrace.Enabled {
 		rounds = 5
 	}
 	for round := range rounds {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/zcstore/zcstore/client"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -35,7 +36,7 @@ func TestHandOutsOf32Clients(t *testing.T) {
 			t.Fatal(err)
 		}
 		total = n
-	} else if slow {
+	} else if testrace.Enabled {
 		total = 2_000
 	}
 	const clients, versions = 32, 64

@@ -23,6 +23,7 @@ import (
 	"github.com/zcstore/zcstore/client/pipeline"
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/fdpass"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -496,7 +497,7 @@ func TestCase40MemoryCgroup(t *testing.T) {
 		}
 		stored++
 	}
-	if stored > 7 || stored < 3 && !slow { // the race detector takes much of the group for itself
+	if stored > 7 || stored < 3 && !testrace.Enabled { // the race detector takes much of the group for itself
 		t.Errorf("%d puts of 8 MiB fitted into 64 MiB", stored)
 	}
 	// Removing makes room again.

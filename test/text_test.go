@@ -16,6 +16,7 @@ import (
 	"github.com/zcstore/zcstore/client/text"
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/golden"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/bert"
 	"github.com/zcstore/zcstore/models/hf"
 	"github.com/zcstore/zcstore/models/safetensors"
@@ -253,7 +254,7 @@ func TestMiniLM(t *testing.T) {
 	switch {
 	case os.Getenv("ZCSTORE_E2E_FULL") == "1":
 		ask.Embed = len(lines) // every text in every worker
-	case slow || testing.Short(): // the ids of all texts all the same
+	case testrace.Enabled || testing.Short(): // the ids of all texts all the same
 		ask.Embed, ask.Shared, ask.Probe = 4, 16, 0
 		t.Logf("only %d of the %d texts are embedded, and no hidden states compared: the run is short or under the race detector", ask.Shared, len(lines))
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/testdaemon"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -202,7 +203,7 @@ func TestCase18DescriptorsAreIndependent(t *testing.T) {
 // A hundred thousand tensors are as many views on a handful of mappings, far from vm.max_map_count.
 func TestCase45ManyTensorsFewMappings(t *testing.T) {
 	n := 100_000
-	if slow {
+	if testrace.Enabled {
 		n = 5_000
 	}
 	p := start(t)
@@ -254,7 +255,7 @@ func lines(t *testing.T, path string) int {
 // Listing, showing, attaching and reading every name of 100,000 tensors: each within a second. A race build only shows that it works.
 func TestCase49HundredThousandTensors(t *testing.T) {
 	n := 100_000
-	if slow {
+	if testrace.Enabled {
 		n = 5_000
 	}
 	p := start(t)
@@ -297,7 +298,7 @@ func TestCase49HundredThousandTensors(t *testing.T) {
 			best = min(best, time.Since(begin))
 		}
 		t.Logf("%s: %v", name, best)
-		if best > time.Second && !slow {
+		if best > time.Second && !testrace.Enabled {
 			t.Errorf("%s took %v", name, best)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/internal/golden"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -236,7 +237,7 @@ func TestLowPrecision(t *testing.T) {
 // Whatever the shape of the batch and the number of threads, a model that has warmed up allocates nothing on the kernels, and
 // in plain Go no more than a few closures for each layer.
 func TestEmbedSteadyState(t *testing.T) {
-	if raceEnabled {
+	if testrace.Enabled {
 		t.Skip("the race detector allocates")
 	}
 	c, views := tiny(t)

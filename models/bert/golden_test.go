@@ -15,6 +15,7 @@ import (
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/gpu/gputest"
 	"github.com/zcstore/zcstore/internal/golden"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -289,7 +290,7 @@ func TestMiniLM(t *testing.T) {
 	texts := readTexts(t, filepath.Join(dir, "texts.jsonl"))
 	g := read(t, filepath.Join(dir, "golden.safetensors"))
 	devices := onDevices
-	if testing.Short() || raceEnabled {
+	if testing.Short() || testrace.Enabled {
 		devices = func(t *testing.T, f func(t *testing.T, dev gpu.Device)) { f(t, cpu.Default()) }
 	}
 	devices(t, func(t *testing.T, dev gpu.Device) {
@@ -305,7 +306,7 @@ func TestMiniLM(t *testing.T) {
 			seen = max(seen, diff)
 		}
 		for i := range probes {
-			if i > 1 && (raceEnabled || dev != gpu.Device(cpu.Default())) {
+			if i > 1 && (testrace.Enabled || dev != gpu.Device(cpu.Default())) {
 				break
 			}
 			states, err := m.HiddenStates(context.Background(), NewBatch([][]int32{texts[i].IDs}))
@@ -317,7 +318,7 @@ func TestMiniLM(t *testing.T) {
 				check(what, values(t, h, nil), floats(t, g[what]), nil)
 			}
 		}
-		if raceEnabled {
+		if testrace.Enabled {
 			return
 		}
 		b := padded(t, g, "batch")
@@ -378,7 +379,7 @@ func TestBitEquality(t *testing.T) {
 // long as they are, and batches go up to 128.
 func TestMiniLMBitEquality(t *testing.T) {
 	dir := golden.Path(t, "minilm")
-	if testing.Short() || raceEnabled {
+	if testing.Short() || testrace.Enabled {
 		t.Skip("takes seconds")
 	}
 	count, length, sizes := 31, 9, [][]int{{1, 13}, {2, 31}, {5}}

@@ -14,6 +14,7 @@ import (
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/internal/golden"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/tokenizer"
@@ -49,7 +50,7 @@ func TestTextclass(t *testing.T) {
 		}
 		ids = append(ids, e.IDs)
 	}
-	if raceEnabled {
+	if testrace.Enabled {
 		ids = ids[:50]
 	}
 	g := read(t, filepath.Join(dir, "golden.safetensors"))
