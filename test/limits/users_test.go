@@ -121,10 +121,12 @@ func modest(a args) error {
 // named, gets nothing.
 func TestCase60OneUserAtTheLimits(t *testing.T) {
 	needRoot(t)
-	socket, _ := start(t, testdaemon.Config{
+	_, segments := testdaemon.Place(t)
+	socket := filepath.Join(publicDir(t), "s")
+	testdaemon.StartProcess(t, socket, segments, testdaemon.Config{
 		Limits: limits.Limits{Conns: 30, ConnsPerUID: 10, Puts: 6, PutsPerUID: 3, BytesPerUID: 2 << 20},
 		Access: server.Access{UIDs: []uint32{userA}, GIDs: []uint32{userB}},
-	})
+	}.Env())
 	admitAll(t, socket)
 	a := spawn(t, "greedy", args{Socket: socket}, userA)
 	var puts, open, conns int
@@ -324,11 +326,7 @@ func fake(a args) error {
 
 func TestCase66FakeDaemon(t *testing.T) {
 	needRoot(t)
-	dir, err := os.MkdirTemp("", "zc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
+	dir := publicDir(t)
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
