@@ -130,7 +130,7 @@ func reachOf(got []string) zcstorev1.Reach {
 func attackedDaemon(t *testing.T, backing string) *place {
 	t.Helper()
 	p := &place{}
-	p.socket, p.dir = testdaemon.Place(t)
+	p.socket, p.dir = testdaemon.PublicPlace(t)
 	var env []string
 	switch backing {
 	case "memfd":
@@ -162,14 +162,7 @@ func attackedDaemon(t *testing.T, backing string) *place {
 // mounted makes a tmpfs and a read-only bind mount of it, which go with the test.
 func mounted(t testing.TB, options string) (mount, readOnly string) {
 	t.Helper()
-	base, err := os.MkdirTemp("", "zcmount")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(base) })
-	if err := os.Chmod(base, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	base := testdaemon.PublicDir(t)
 	mount, readOnly = filepath.Join(base, "m"), filepath.Join(base, "ro")
 	for _, dir := range []string{mount, readOnly} {
 		if err := os.Mkdir(dir, 0o755); err != nil {

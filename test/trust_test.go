@@ -273,11 +273,7 @@ func TestCase84Umask(t *testing.T) {
 	for _, umask := range []string{"0000", "0777", "0077"} {
 		t.Run(umask, func(t *testing.T) {
 			p := &place{}
-			base, err := os.MkdirTemp("", "zc")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(base) })
+			base := testdaemon.PublicDir(t)
 			run := filepath.Join(base, "run") // made by the daemon, as its directory is
 			p.socket = filepath.Join(run, "s")
 			_, dir := testdaemon.Place(t)

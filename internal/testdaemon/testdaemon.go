@@ -26,16 +26,62 @@ import (
 // Place is where a test's daemon lives: a socket with a short path, and a segment directory of its own. Both go with the test.
 func Place(t testing.TB) (socket, dir string) {
 	t.Helper()
-	base, err := os.MkdirTemp("", "zc")
+	return place(t, tempDir(t, os.TempDir()))
+}
+
+// PublicPlace is Place for tests in which other users play: their processes can reach the socket's directory.
+func PublicPlace(t testing.TB) (socket, dir string) {
+	t.Helper()
+	return place(t, PublicDir(t))
+}
+
+func place(t testing.TB, base string) (socket, dir string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", fmt.Sprintf("zcstore-test-%d-", os.Getpid()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err = os.MkdirTemp("/dev/shm", fmt.Sprintf("zcstore-test-%d-", os.Getpid()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(base); os.RemoveAll(dir) })
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	return filepath.Join(base, "s"), dir
+}
+
+// PublicDir is a directory with a short name, 0755, that every user can reach: the one for temporary files may be this user's
+// alone. It goes with the test.
+func PublicDir(t testing.TB) string {
+	t.Helper()
+	for _, in := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
+		if everybodyPasses(in) {
+			dir := tempDir(t, in)
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return dir
+		}
+	}
+	t.Skip("no directory for temporary files that other users can reach")
+	return ""
+}
+
+// everybodyPasses tells whether every user may go through a directory and all above it.
+func everybodyPasses(dir string) bool {
+	for ; ; dir = filepath.Dir(dir) {
+		if st, err := os.Stat(dir); err != nil || st.Mode()&0o001 == 0 {
+			return false
+		}
+		if dir == "/" || dir == "." {
+			return dir == "/"
+		}
+	}
+}
+
+func tempDir(t testing.TB, in string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(in, "zc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // Start runs a daemon in this process and gives its socket and a function that ends it in order.

@@ -154,20 +154,6 @@ func start(t testing.TB, c testdaemon.Config) (socket string, p *testdaemon.Proc
 	return socket, testdaemon.StartProcess(t, socket, dir, c.Env())
 }
 
-// publicDir is a directory that other users can reach: the one for temporary files may be this user's alone.
-func publicDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", fmt.Sprintf("zcstore-test-%d-", os.Getpid()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 func await(t testing.TB, what string, limit time.Duration, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {

@@ -121,8 +121,7 @@ func modest(a args) error {
 // named, gets nothing.
 func TestCase60OneUserAtTheLimits(t *testing.T) {
 	needRoot(t)
-	_, segments := testdaemon.Place(t)
-	socket := filepath.Join(publicDir(t), "s")
+	socket, segments := testdaemon.PublicPlace(t)
 	testdaemon.StartProcess(t, socket, segments, testdaemon.Config{
 		Limits: limits.Limits{Conns: 30, ConnsPerUID: 10, Puts: 6, PutsPerUID: 3, BytesPerUID: 2 << 20},
 		Access: server.Access{UIDs: []uint32{userA}, GIDs: []uint32{userB}},
@@ -326,7 +325,7 @@ func fake(a args) error {
 
 func TestCase66FakeDaemon(t *testing.T) {
 	needRoot(t)
-	dir := publicDir(t)
+	dir := testdaemon.PublicDir(t)
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
