@@ -479,6 +479,9 @@ func memoryGroup(t *testing.T, limit int) string {
 // Case 40: near the limit of its memory cgroup the daemon refuses, with the group, what is needed and what there is; nobody is
 // killed.
 func TestCase40MemoryCgroup(t *testing.T) {
+	if testrace.Enabled {
+		t.Skip("the race detector's own memory grows past any admission, and a group of 64 MiB kills for it")
+	}
 	group := memoryGroup(t, 64<<20)
 	p := start(t)
 	t.Cleanup(p.daemon.Kill) // before its group goes
@@ -497,7 +500,7 @@ func TestCase40MemoryCgroup(t *testing.T) {
 		}
 		stored++
 	}
-	if stored > 7 || stored < 3 && !testrace.Enabled { // the race detector takes much of the group for itself
+	if stored < 3 || stored > 7 {
 		t.Errorf("%d puts of 8 MiB fitted into 64 MiB", stored)
 	}
 	// Removing makes room again.
