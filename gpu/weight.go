@@ -2,9 +2,9 @@ package gpu
 
 import (
 	"fmt"
-	"math"
 	"slices"
 
+	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -31,20 +31,20 @@ type WeightInfo struct {
 
 // Layout names the order of a weight's bytes and the version of that order.
 type Layout struct {
-	Name    string // "plain"; "p16"
+	Name    string // "plain"; "p16-bf16"
 	Version int
 }
 
-// The layouts.
-var (
-	Plain  = Layout{Name: "plain", Version: 1} // the order of the checkpoint
-	Panels = Layout{Name: "p16", Version: 1}   // F32 [ceil(N/16), K, 16]: see models/pack
-)
+// Plain is the order of the checkpoint.
+var Plain = Layout{Name: "plain", Version: 1}
+
+// Panels is the order of a packed form.
+func Panels(f pack.Form) Layout { return Layout{Name: f.String(), Version: f.Version()} }
 
 // PackedImporter is a device that computes on packed weights where they lie.
 type PackedImporter interface {
-	// ImportPacked makes a weight of n outputs and k inputs of its panels, laid out as layout says, with zeros for the
-	// outputs that fill the last. As in Import the bytes live and stay as they are.
+	// ImportPacked makes a weight of n outputs and k inputs of its panels, laid out as layout says: what [pack.P16] makes. As
+	// in Import the bytes live and stay as they are.
 	ImportPacked(v tensor.View, layout Layout, n, k int) (*Weight, error)
 }
 
@@ -129,27 +129,31 @@ func Describe(v tensor.View, role tensor.Role) (WeightInfo, error) {
 
 // DescribePacked is Describe for panels. Every ImportPacked starts with it.
 func DescribePacked(v tensor.View, layout Layout, n, k int) (WeightInfo, error) {
-	const lanes = 16
 	refuse := func(kind error, format string, args ...any) (WeightInfo, error) {
 		return WeightInfo{}, &OpError{Op: "import", Kind: kind, Reason: fmt.Sprintf(format, args...),
 			Operands: []Operand{{"packed weight", v.Shape, v.DType}}}
 	}
-	switch {
-	case layout != Panels:
-		return refuse(ErrUnsupported, "layout %s version %d, not %s version %d", layout.Name, layout.Version, Panels.Name, Panels.Version)
-	case v.DType != tensor.F32:
-		return refuse(ErrUnsupported, "panels are F32")
-	case n < 0 || k < 0 || n > math.MaxInt-lanes:
-		return refuse(ErrShape, "[%d, %d] is no size of a weight", n, k)
+	form, err := pack.ParseForm(layout.Name)
+	if err != nil {
+		return refuse(ErrUnsupported, "%v", err)
 	}
-	pad := (lanes - n%lanes) % lanes
-	if want := (tensor.Shape{(n + pad) / lanes, k, lanes}); !v.Shape.Equal(want) {
+	if layout.Version != form.Version() {
+		return refuse(ErrUnsupported, "%v version %d, not %d", form, layout.Version, form.Version())
+	}
+	if v.DType != form.DType() {
+		return refuse(ErrUnsupported, "panels of %v are %v", form, form.DType())
+	}
+	p, err := pack.Sized(form, n, k)
+	if err != nil {
+		return refuse(ErrShape, "%v", err)
+	}
+	if want := p.Shape(); !v.Shape.Equal(want) {
 		return refuse(ErrShape, "a weight of [%d, %d] has panels of %v", n, k, want)
 	}
-	if size, err := tensor.SizeBytes(v.DType, v.Shape); err != nil || size != len(v.Data) {
+	if p.Bytes() != len(v.Data) {
 		return refuse(ErrShape, "the view holds %d bytes", len(v.Data))
 	}
-	return WeightInfo{Role: tensor.Linear, N: n, K: k, DType: tensor.F32, Layout: layout, PadN: pad}, nil
+	return WeightInfo{Role: tensor.Linear, N: n, K: k, DType: v.DType, Layout: layout, PadN: p.PadN, PadK: p.PadK}, nil
 }
 
 // Group is weights that are multiplied as one, such as Q, K and V of a layer, without lying side by side: the columns

@@ -51,20 +51,23 @@ func weightOf(b *testing.B, d *cpu.Device, n, k int, form string) *gpu.Weight {
 		b.Fatal(err)
 	}
 	load := func() (*gpu.Weight, error) { return d.Import(v, tensor.Linear) }
-	if form == "packed" {
-		p, err := pack.Of(tensor.Linear, v.Shape)
+	if form != "plain" {
+		f, err := pack.ParseForm("p16-" + form)
 		if err != nil {
 			b.Fatal(err)
 		}
-		panels := make([]float32, p.Len())
-		if err := p.Pack(panels, f, tensor.Linear); err != nil {
-			b.Fatal(err)
-		}
-		pv, err := tensor.FromFloat32s(p.Shape(), panels)
+		p, err := pack.Of(f, v.DType, tensor.Linear, v.Shape)
 		if err != nil {
 			b.Fatal(err)
 		}
-		load = func() (*gpu.Weight, error) { return d.ImportPacked(pv, gpu.Panels, n, k) }
+		panels, err := tensor.New(f.DType(), p.Shape(), make([]byte, p.Bytes()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := p.Pack(panels.Data, v.Data); err != nil {
+			b.Fatal(err)
+		}
+		load = func() (*gpu.Weight, error) { return d.ImportPacked(panels, gpu.Panels(f), n, k) }
 	}
 	w, err := load()
 	if err != nil {
@@ -90,7 +93,7 @@ func sync(b *testing.B, s *gpu.Stream) {
 
 func BenchmarkLinear(b *testing.B) {
 	eachTier(b, func(b *testing.B, d *cpu.Device) {
-		for _, form := range []string{"plain", "packed"} {
+		for _, form := range []string{"plain", "f32"} {
 			benchLinear(b, d, form)
 		}
 	})

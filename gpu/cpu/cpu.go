@@ -164,7 +164,7 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 		w.f32, err = v.Float32s()
 	case tensor.F16:
 		w.half, err = v.Uint16s()
-		w.widen = widenF16
+		w.widen = pack.WidenF16
 	case tensor.BF16:
 		w.half, err = v.Uint16s()
 		w.widen, w.bf16 = widenBF16, true
@@ -173,9 +173,9 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),
 			Operands: []gpu.Operand{{Name: role.String(), Shape: v.Shape, DType: v.DType}}}
 	}
-	if d.pack && w.f32 != nil && role != tensor.LookupLinear { // whose rows are looked up too
-		if p, err := pack.Of(role, v.Shape); err == nil {
-			return d.packed(info, p, w.f32, role)
+	if d.pack && role != tensor.LookupLinear { // whose rows are looked up too
+		if p, err := pack.Of(pack.F32, v.DType, role, v.Shape); err == nil {
+			return d.packed(p, v)
 		}
 	}
 	info.Mode = gpu.ZeroCopy
@@ -183,18 +183,24 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 }
 
 // packed is the weight as a private, packed copy.
-func (d *Device) packed(info gpu.WeightInfo, p pack.P16, plain []float32, role tensor.Role) (_ *gpu.Weight, err error) {
+func (d *Device) packed(p pack.P16, plain tensor.View) (w *gpu.Weight, err error) {
 	defer region.Caught(region.On(), &err)
-	panels := make([]float32, p.Len())
-	if err := p.Pack(panels, plain, role); err != nil {
+	panels, err := tensor.FromFloat32s(p.Shape(), make([]float32, p.Bytes()/4))
+	if err != nil {
 		return nil, err
 	}
-	info.Role, info.Layout, info.PadN, info.Mode = tensor.Linear, gpu.Panels, p.PadN, gpu.Private
-	return gpu.NewWeight(d, info, &weight{rows: p.N, cols: p.K, packed: true, f32: panels}), nil
+	if err := p.Pack(panels.Data, plain.Data); err != nil {
+		return nil, err
+	}
+	return d.importPacked(panels, gpu.Panels(p.Form), p.N, p.K, gpu.Private)
 }
 
 // ImportPacked implements gpu.PackedImporter. It never copies; the data has to lie on 4 bytes, and is read fastest on 64.
 func (d *Device) ImportPacked(v tensor.View, layout gpu.Layout, n, k int) (*gpu.Weight, error) {
+	return d.importPacked(v, layout, n, k, gpu.ZeroCopy)
+}
+
+func (d *Device) importPacked(v tensor.View, layout gpu.Layout, n, k int, mode gpu.Mode) (*gpu.Weight, error) {
 	info, err := gpu.DescribePacked(v, layout, n, k)
 	if err != nil {
 		return nil, err
@@ -204,7 +210,7 @@ func (d *Device) ImportPacked(v tensor.View, layout gpu.Layout, n, k int) (*gpu.
 		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),
 			Operands: []gpu.Operand{{Name: "packed weight", Shape: v.Shape, DType: v.DType}}}
 	}
-	info.Mode = gpu.ZeroCopy
+	info.Mode = mode
 	return gpu.NewWeight(d, info, &weight{rows: n, cols: k, packed: true, f32: f}).InPlace(v.Data), nil
 }
 

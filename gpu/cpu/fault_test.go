@@ -11,6 +11,7 @@ import (
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
+	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/region"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -108,7 +109,7 @@ func TestCase29EveryOpOnACutSegment(t *testing.T) {
 			"bias-16": linear(fine, weight(tensor.BF16, tensor.Other, n)),
 			"beta":    norm(nil, weight(tensor.F32, tensor.Other, n)),
 		}
-		panels, err := d.ImportPacked(tensor.View{DType: tensor.F32, Shape: tensor.Shape{n / 16, n, 16}, Data: lost}, gpu.Panels, n, n)
+		panels, err := d.ImportPacked(tensor.View{DType: tensor.F32, Shape: tensor.Shape{n / 16, n, 16}, Data: lost}, gpu.Panels(pack.F32), n, n)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -154,17 +154,3 @@ func activate(v []float32, a gpu.Act) {
 
 // widenBF16 is exact: a BF16 is the upper half of an F32.
 func widenBF16(h uint16) float32 { return math.Float32frombits(uint32(h) << 16) }
-
-// widenF16 is exact: every F16, subnormal ones too, is an F32.
-func widenF16(h uint16) float32 {
-	sign := uint32(h&0x8000) << 16
-	rest := uint32(h & 0x7fff)
-	switch {
-	case rest >= 0x7c00: // infinity and NaN
-		return math.Float32frombits(sign | 0x7f800000 | rest<<13)
-	case rest < 0x400: // subnormal: rest times 2^-24
-		f := float32(rest) * (1.0 / (1 << 24))
-		return math.Float32frombits(sign | math.Float32bits(f))
-	}
-	return math.Float32frombits(sign | (rest<<13 + (127-15)<<23))
-}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -23,11 +24,11 @@ func (b *bench) packed(g grid) *gpu.Weight {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	w, err := b.dev.(gpu.PackedImporter).ImportPacked(v, gpu.Panels, g.rows, g.cols)
+	w, err := b.dev.(gpu.PackedImporter).ImportPacked(v, gpu.Panels(pack.F32), g.rows, g.cols)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if w.Layout != gpu.Panels || w.N != g.rows || w.K != g.cols || w.PadN != panels*16-g.rows {
+	if w.Layout != gpu.Panels(pack.F32) || w.N != g.rows || w.K != g.cols || w.PadN != panels*16-g.rows {
 		b.t.Errorf("the weight says %+v", w.WeightInfo)
 	}
 	return w
@@ -67,7 +68,8 @@ func testPacked(t *testing.T, dev gpu.Device) {
 		t.Fatal(err)
 	}
 	p := dev.(gpu.PackedImporter)
-	other := gpu.Panels
+	panels := gpu.Panels(pack.F32)
+	other := panels
 	other.Version++
 	for name, try := range map[string]struct {
 		v      tensor.View
@@ -77,12 +79,12 @@ func testPacked(t *testing.T, dev gpu.Device) {
 	}{
 		"another version": {v, other, 3, 4, gpu.ErrUnsupported},
 		"plain":           {v, gpu.Plain, 3, 4, gpu.ErrUnsupported},
-		"too many":        {v, gpu.Panels, 17, 4, gpu.ErrShape},
-		"none":            {v, gpu.Panels, 0, 4, gpu.ErrShape},
-		"negative":        {v, gpu.Panels, -1, 4, gpu.ErrShape},
-		"other depth":     {v, gpu.Panels, 3, 5, gpu.ErrShape},
-		"short":           {tensor.View{DType: v.DType, Shape: v.Shape, Data: v.Data[:252]}, gpu.Panels, 3, 4, gpu.ErrShape},
-		"dtype":           {tensor.View{DType: tensor.BF16, Shape: v.Shape, Data: v.Data[:128]}, gpu.Panels, 3, 4, gpu.ErrUnsupported},
+		"too many":        {v, panels, 17, 4, gpu.ErrShape},
+		"none":            {v, panels, 0, 4, gpu.ErrShape},
+		"negative":        {v, panels, -1, 4, gpu.ErrShape},
+		"other depth":     {v, panels, 3, 5, gpu.ErrShape},
+		"short":           {tensor.View{DType: v.DType, Shape: v.Shape, Data: v.Data[:252]}, panels, 3, 4, gpu.ErrShape},
+		"dtype":           {tensor.View{DType: tensor.BF16, Shape: v.Shape, Data: v.Data[:128]}, panels, 3, 4, gpu.ErrUnsupported},
 	} {
 		if _, err := p.ImportPacked(try.v, try.layout, try.n, try.k); !errors.Is(err, try.kind) {
 			t.Errorf("%s: %v, want %v", name, err, try.kind)

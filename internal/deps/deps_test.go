@@ -64,7 +64,7 @@ var rules = []rule{
 		{to: "golang.org/...", reason: "only the standard library: it knows addresses and makes no system call"},
 	}},
 	{from: "gpu", never: []edge{
-		{to: module + "/...", except: []string{"gpu", "shm/tensor", "shm/region"}, reason: "the seam between models and backends knows tensors and neither side"},
+		{to: module + "/...", except: []string{"gpu", "shm/tensor", "shm/region", "models/pack"}, reason: "the seam between models and backends knows tensors and how their bytes lie, and neither side"},
 	}},
 	{from: "models/...", never: []edge{
 		{to: "client/...", reason: "a model runs on weights from anywhere; client/pipeline is where models and daemon meet"},
