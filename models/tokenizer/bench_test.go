@@ -1,51 +1,46 @@
 package tokenizer
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
-// BenchmarkOfficial is what testdata/bench.py times too: ZCSTORE_TOKENIZER_BENCH names the folder of texts and tokenizers
-// that it made. One thread, warm, with offsets and without.
-func BenchmarkOfficial(b *testing.B) {
+// BenchmarkEncoder encodes the texts of a folder that test/bench/tokenizers made, which ZCSTORE_TOKENIZER_BENCH names. That
+// benchmark has the official package beside it; this one is for profiles.
+func BenchmarkEncoder(b *testing.B) {
 	dir := os.Getenv("ZCSTORE_TOKENIZER_BENCH")
 	if dir == "" {
 		b.Skip("ZCSTORE_TOKENIZER_BENCH is not set")
 	}
 	for _, name := range []string{"wordpiece", "bpe", "unigram"} {
-		tok := load(b, filepath.Join(dir, name+".json")).WithPadding(Padding{}).WithTruncation(Truncation{})
-		for _, file := range []string{"english", "mixed"} {
-			text, err := os.ReadFile(filepath.Join(dir, file+".txt"))
+		tok := load(b, filepath.Join(dir, name+".tokenizer.json")).WithTruncation(Truncation{})
+		for _, file := range []string{"english", "mixed", "corpus"} {
+			raw, err := os.ReadFile(filepath.Join(dir, file+".json"))
 			if err != nil {
 				b.Fatal(err)
 			}
-			var paragraphs []string
-			size := 0
-			for _, p := range strings.Split(string(text), "\n\n") {
-				if p != "" {
-					paragraphs = append(paragraphs, p)
-					size += len(p)
-				}
+			var texts []string
+			if err := json.Unmarshal(raw, &texts); err != nil {
+				b.Fatal(err)
 			}
-			enc := tok.NewEncoder()
-			for kind, call := range map[string]func(string) error{
-				"offsets": func(s string) error { _, err := enc.Encode(s); return err },
-				"ids":     func(s string) error { _, err := enc.IDs(s); return err },
-			} {
-				b.Run(name+"/"+file+"/"+kind, func(b *testing.B) {
-					b.SetBytes(int64(size))
-					b.ReportAllocs()
-					for b.Loop() {
-						for _, p := range paragraphs {
-							if err := call(p); err != nil {
-								b.Fatal(err)
-							}
+			size := 0
+			for _, text := range texts {
+				size += len(text)
+			}
+			b.Run(name+"/"+file, func(b *testing.B) {
+				enc := tok.NewEncoder()
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					for _, text := range texts {
+						if _, err := enc.Encode(text); err != nil {
+							b.Fatal(err)
 						}
 					}
-				})
-			}
+				}
+			})
 		}
 	}
 }
