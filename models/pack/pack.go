@@ -182,12 +182,12 @@ func (p P16) Shape() tensor.Shape {
 // Exact reports whether Unpack gives the plain bytes back.
 func (p P16) Exact() bool { return p.Form == F32 || p.Form == BF16 && p.DType == tensor.BF16 }
 
-func (p P16) check(packed, plain []byte) error {
+func (p P16) check(packed, want int, plain []byte) error {
 	if p.DType == tensor.Invalid {
 		return refuse("the plain weight is not known")
 	}
-	if len(packed) != p.Bytes() || len(plain) != p.PlainBytes() {
-		return refuse("%d packed and %d plain bytes, want %d and %d", len(packed), len(plain), p.Bytes(), p.PlainBytes())
+	if packed != want || len(plain) != p.PlainBytes() {
+		return refuse("%d packed and %d plain bytes, want %d and %d", packed, len(plain), want, p.PlainBytes())
 	}
 	return nil
 }
@@ -195,19 +195,19 @@ func (p P16) check(packed, plain []byte) error {
 // Pack writes the panels of a plain weight to dst. A weight that is not finite is an error in p16-int8.
 func (p P16) Pack(dst, plain []byte) error { return p.PackPanels(dst, plain, 0, p.Panels()) }
 
-// PackPanels is Pack of the panels from one up to another and no others, so that several can be made at a time. dst and
-// plain are whole.
+// PackPanels writes the panels from one up to another to dst, which has room for these and no others, so that they can be
+// made a few at a time, or by several cores. plain is whole.
 func (p P16) PackPanels(dst, plain []byte, from, to int) error {
-	if err := p.check(dst, plain); err != nil {
-		return err
-	}
 	if from < 0 || to > p.Panels() || from > to {
 		return refuse("panels %d to %d of %d", from, to, p.Panels())
 	}
 	size := p.PanelBytes()
+	if err := p.check(len(dst), (to-from)*size, plain); err != nil {
+		return err
+	}
 	for i := from; i < to; i++ {
 		s := source{P16: p, plain: plain, n: i * Lanes}
-		panel := dst[i*size : (i+1)*size]
+		panel := dst[(i-from)*size:][:size]
 		switch p.Form {
 		case F32:
 			s.packF32(panel)
@@ -224,7 +224,7 @@ func (p P16) PackPanels(dst, plain []byte, from, to int) error {
 
 // Unpack writes the plain order of panels to dst. Padding that is not zero is an error, and so is a form that is not exact.
 func (p P16) Unpack(dst, packed []byte) error {
-	if err := p.check(packed, dst); err != nil {
+	if err := p.check(len(packed), p.Bytes(), dst); err != nil {
 		return err
 	}
 	if !p.Exact() {

@@ -117,7 +117,7 @@ func try(t *testing.T, form Form, n, k int, d tensor.DType, role tensor.Role) {
 		if p.Panels()%7 == 0 {
 			at = i
 		}
-		if err := p.PackPanels(packed, src, at, at+1); err != nil {
+		if err := p.PackPanels(packed[at*p.PanelBytes():][:p.PanelBytes()], src, at, at+1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -205,7 +205,8 @@ func TestRefused(t *testing.T) {
 	}
 	packed, back := make([]byte, 128), make([]byte, 24)
 	if p.Pack(make([]byte, 127), back) == nil || p.Pack(packed, make([]byte, 25)) == nil || p.Unpack(make([]byte, 20), packed) == nil ||
-		p.PackPanels(packed, back, 0, 2) == nil || p.PackPanels(packed, back, -1, 1) == nil || p.PackPanels(packed, back, 1, 0) == nil {
+		p.PackPanels(packed, back, 0, 2) == nil || p.PackPanels(packed, back, -1, 1) == nil || p.PackPanels(packed, back, 1, 0) == nil ||
+		p.PackPanels(packed, back, 0, 0) == nil {
 		t.Error("a wrong length was taken")
 	}
 	packed[4*3+3] = 0x80 // output 3, input 0: padding that is -0
