@@ -24,7 +24,11 @@ func eachTier(b *testing.B, f func(b *testing.B, d *cpu.Device)) {
 // probe runs before and after; drift is how far apart the two are. On a busy machine the average says little, the best
 // run against the best probe still does.
 func report(b *testing.B, d *cpu.Device, flop float64, run func()) {
-	before := d.Peak()
+	reportForm(b, d, pack.F32, flop, run)
+}
+
+func reportForm(b *testing.B, d *cpu.Device, form pack.Form, flop float64, run func()) {
+	before := d.PeakOf(form)
 	best := time.Duration(1 << 62)
 	b.ResetTimer()
 	for b.Loop() {
@@ -35,7 +39,7 @@ func report(b *testing.B, d *cpu.Device, flop float64, run func()) {
 	b.StopTimer()
 	b.ReportMetric(flop*float64(b.N)/b.Elapsed().Seconds()/1e9, "GF/s")
 	b.ReportMetric(flop/best.Seconds()/1e9, "best-GF/s")
-	if after := d.Peak(); before > 0 {
+	if after := d.PeakOf(form); before > 0 {
 		b.ReportMetric(100*flop/best.Seconds()/((before+after)/2*float64(d.Info().Threads)), "best-%peak")
 		b.ReportMetric(100*(max(before, after)/min(before, after)-1), "%drift")
 	}
@@ -46,30 +50,18 @@ func weightOf(b *testing.B, d *cpu.Device, n, k int, form string) *gpu.Weight {
 	for i := range f {
 		f[i] = float32(i%17) / 17
 	}
+	if form != "plain" {
+		p, err := pack.ParseForm("p16-" + form)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return packed(b, d, p, n, k, f)
+	}
 	v, err := tensor.FromFloat32s(tensor.Shape{n, k}, f)
 	if err != nil {
 		b.Fatal(err)
 	}
-	load := func() (*gpu.Weight, error) { return d.Import(v, tensor.Linear) }
-	if form != "plain" {
-		f, err := pack.ParseForm("p16-" + form)
-		if err != nil {
-			b.Fatal(err)
-		}
-		p, err := pack.Of(f, v.DType, tensor.Linear, v.Shape)
-		if err != nil {
-			b.Fatal(err)
-		}
-		panels, err := tensor.New(f.DType(), p.Shape(), make([]byte, p.Bytes()))
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := p.Pack(panels.Data, v.Data); err != nil {
-			b.Fatal(err)
-		}
-		load = func() (*gpu.Weight, error) { return d.ImportPacked(panels, gpu.Panels(f), n, k) }
-	}
-	w, err := load()
+	w, err := d.Import(v, tensor.Linear)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -110,7 +102,8 @@ func benchLinear(b *testing.B, d *cpu.Device, form string) {
 				s := streamOf(b, d)
 				x, y := s.F32(m, nk[1]), s.F32(m, nk[0])
 				s.Zero(x)
-				report(b, d, 2*float64(m*nk[0]*nk[1]), func() { s.Linear(y, x, g, gpu.Epilogue{}); sync(b, s) })
+				f, _ := pack.ParseForm("p16-" + form) // none for plain
+				reportForm(b, d, f, 2*float64(m*nk[0]*nk[1]), func() { s.Linear(y, x, g, gpu.Epilogue{}); sync(b, s) })
 			})
 		}
 	}

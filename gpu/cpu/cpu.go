@@ -8,7 +8,7 @@
 // processor runs; $ZCSTORE_CPU names another.
 //
 // Every sum of a product has one order: the elements of a row from first to last, in one F32 accumulator, with one rounding
-// for each element in the kernels and two in plain Go. So both tiers of kernels give the same bits. Sums of norms, means and
+// for each element in the kernels and two in plain Go. So all tiers of kernels give the same bits. Sums of norms, means and
 // softmax are F64 in plain Go, and F32 lane by lane in the kernels. Tiles and threads divide rows and columns, never a sum.
 package cpu
 
@@ -141,9 +141,10 @@ func (b *buf) Free()              { b.f = nil }
 
 // weight is what this backend keeps with a gpu.Weight: the stored bytes as values. One of the two is set.
 type weight struct {
-	rows, cols int  // as stored; of the whole weight where packed
-	packed     bool // f32 is panels of 16 rows
-	f32        []float32
+	rows, cols int       // as stored; of the whole weight where packed
+	form       pack.Form // of f32, which is panels; 0: plain
+	size       pack.P16  // of the panels
+	f32        []float32 // or panels of any form
 	half       []uint16
 	bf16       bool // half is BF16, else F16
 	widen      func(uint16) float32
@@ -205,13 +206,22 @@ func (d *Device) importPacked(v tensor.View, layout gpu.Layout, n, k int, mode g
 	if err != nil {
 		return nil, err
 	}
-	f, err := v.Float32s()
+	form, err := pack.ParseForm(layout.Name)
+	if err != nil {
+		return nil, err
+	}
+	size, err := pack.Sized(form, n, k)
+	if err != nil {
+		return nil, err
+	}
+	lines := tensor.View{DType: tensor.F32, Shape: tensor.Shape{len(v.Data) / 4}, Data: v.Data} // of 4 bytes for an output
+	f, err := lines.Float32s()
 	if err != nil {
 		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),
 			Operands: []gpu.Operand{{Name: "packed weight", Shape: v.Shape, DType: v.DType}}}
 	}
 	info.Mode = mode
-	return gpu.NewWeight(d, info, &weight{rows: n, cols: k, packed: true, f32: f}).InPlace(v.Data), nil
+	return gpu.NewWeight(d, info, &weight{rows: n, cols: k, form: form, size: size, f32: f}).InPlace(v.Data), nil
 }
 
 // row is a stored row as F32: the bytes themselves, or widened into the start of tmp.
@@ -224,6 +234,11 @@ func (w *weight) row(i int, tmp []float32) []float32 {
 		tmp[j] = w.widen(h)
 	}
 	return tmp
+}
+
+// panel is the lines of an output, from its own place in the first on.
+func (w *weight) panel(n int) []float32 {
+	return w.f32[n/lanes*w.size.PanelBytes()/4+n%lanes:]
 }
 
 // at is one element.

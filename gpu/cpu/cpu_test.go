@@ -32,7 +32,7 @@ func open(t testing.TB, tier string, threads int) *cpu.Device {
 }
 
 // tiers are all that there are kernels for, on any processor.
-var tiers = []string{"avx512", "avx2", "go"}
+var tiers = []string{"avx512bf16", "avx512vnni", "avx512", "avx2", "go"}
 
 func TestConformance(t *testing.T) {
 	for _, tier := range tiers {

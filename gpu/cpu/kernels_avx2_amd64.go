@@ -3,22 +3,73 @@
 package cpu
 
 //go:noescape
-func gemm1x1AVX2(t *tile)
+func gemmF321x1AVX2(t *tile)
 
 //go:noescape
-func gemm2x1AVX2(t *tile)
+func gemmF322x1AVX2(t *tile)
 
 //go:noescape
-func gemm3x1AVX2(t *tile)
+func gemmF323x1AVX2(t *tile)
 
 //go:noescape
-func gemm4x1AVX2(t *tile)
+func gemmF324x1AVX2(t *tile)
 
 //go:noescape
-func gemm5x1AVX2(t *tile)
+func gemmF325x1AVX2(t *tile)
 
 //go:noescape
-func gemm6x1AVX2(t *tile)
+func gemmF326x1AVX2(t *tile)
+
+//go:noescape
+func peakF32AVX2(t *peak)
+
+//go:noescape
+func gemmBF16Wide1x1AVX2(t *tile)
+
+//go:noescape
+func gemmBF16Wide2x1AVX2(t *tile)
+
+//go:noescape
+func gemmBF16Wide3x1AVX2(t *tile)
+
+//go:noescape
+func gemmBF16Wide4x1AVX2(t *tile)
+
+//go:noescape
+func gemmBF16Wide5x1AVX2(t *tile)
+
+//go:noescape
+func gemmBF16Wide6x1AVX2(t *tile)
+
+//go:noescape
+func rowBF16WideAVX2(t *operand)
+
+//go:noescape
+func peakBF16WideAVX2(t *peak)
+
+//go:noescape
+func gemmInt8Wide1x1AVX2(t *tile)
+
+//go:noescape
+func gemmInt8Wide2x1AVX2(t *tile)
+
+//go:noescape
+func gemmInt8Wide3x1AVX2(t *tile)
+
+//go:noescape
+func gemmInt8Wide4x1AVX2(t *tile)
+
+//go:noescape
+func gemmInt8Wide5x1AVX2(t *tile)
+
+//go:noescape
+func gemmInt8Wide6x1AVX2(t *tile)
+
+//go:noescape
+func rowInt8WideAVX2(t *operand)
+
+//go:noescape
+func peakInt8WideAVX2(t *peak)
 
 //go:noescape
 func turnAVX2(t *turn)
@@ -59,24 +110,52 @@ func normRowAVX2(t *norm)
 //go:noescape
 func addRowAVX2(t *norm)
 
-//go:noescape
-func peakAVX2(t *peak)
+var tilesF32AVX2 = tileSet{
+	maxRows: 6, maxPanels: 1, lineBytes: 4, terms: 1,
+	peak: peakF32AVX2,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}: gemmF321x1AVX2,
+		{2, 1}: gemmF322x1AVX2,
+		{3, 1}: gemmF323x1AVX2,
+		{4, 1}: gemmF324x1AVX2,
+		{5, 1}: gemmF325x1AVX2,
+		{6, 1}: gemmF326x1AVX2,
+	},
+}
 
-// kernelsAVX2 is the table of the kernels above.
+var tilesBF16WideAVX2 = tileSet{
+	maxRows: 6, maxPanels: 1, lineBytes: 8, terms: 1,
+	peak: peakBF16WideAVX2,
+	row:  rowBF16WideAVX2,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}: gemmBF16Wide1x1AVX2,
+		{2, 1}: gemmBF16Wide2x1AVX2,
+		{3, 1}: gemmBF16Wide3x1AVX2,
+		{4, 1}: gemmBF16Wide4x1AVX2,
+		{5, 1}: gemmBF16Wide5x1AVX2,
+		{6, 1}: gemmBF16Wide6x1AVX2,
+	},
+}
+
+var tilesInt8WideAVX2 = tileSet{
+	maxRows: 6, maxPanels: 1, lineBytes: 8, terms: 2,
+	peak: peakInt8WideAVX2,
+	row:  rowInt8WideAVX2,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}: gemmInt8Wide1x1AVX2,
+		{2, 1}: gemmInt8Wide2x1AVX2,
+		{3, 1}: gemmInt8Wide3x1AVX2,
+		{4, 1}: gemmInt8Wide4x1AVX2,
+		{5, 1}: gemmInt8Wide5x1AVX2,
+		{6, 1}: gemmInt8Wide6x1AVX2,
+	},
+}
+
+// kernelsAVX2 is the table of the kernels that are of no product.
 var kernelsAVX2 = kernels{
 	name:      "avx2",
-	maxRows:   6,
-	maxPanels: 1,
 	turnBlock: 8,
 	width:     8,
-	tiles: map[[2]int]func(*tile){
-		{1, 1}: gemm1x1AVX2,
-		{2, 1}: gemm2x1AVX2,
-		{3, 1}: gemm3x1AVX2,
-		{4, 1}: gemm4x1AVX2,
-		{5, 1}: gemm5x1AVX2,
-		{6, 1}: gemm6x1AVX2,
-	},
 	turn:      turnAVX2,
 	widenBF16: widenBF16AVX2,
 	widenF16:  widenF16AVX2,
@@ -90,5 +169,4 @@ var kernelsAVX2 = kernels{
 	scaleRows: scaleRowsAVX2,
 	normRow:   normRowAVX2,
 	addRow:    addRowAVX2,
-	peak:      peakAVX2,
 }

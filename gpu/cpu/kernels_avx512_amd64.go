@@ -3,94 +3,445 @@
 package cpu
 
 //go:noescape
-func gemm1x1AVX512(t *tile)
+func gemmF321x1AVX512(t *tile)
 
 //go:noescape
-func gemm2x1AVX512(t *tile)
+func gemmF322x1AVX512(t *tile)
 
 //go:noescape
-func gemm3x1AVX512(t *tile)
+func gemmF323x1AVX512(t *tile)
 
 //go:noescape
-func gemm4x1AVX512(t *tile)
+func gemmF324x1AVX512(t *tile)
 
 //go:noescape
-func gemm5x1AVX512(t *tile)
+func gemmF325x1AVX512(t *tile)
 
 //go:noescape
-func gemm6x1AVX512(t *tile)
+func gemmF326x1AVX512(t *tile)
 
 //go:noescape
-func gemm7x1AVX512(t *tile)
+func gemmF327x1AVX512(t *tile)
 
 //go:noescape
-func gemm8x1AVX512(t *tile)
+func gemmF328x1AVX512(t *tile)
 
 //go:noescape
-func gemm9x1AVX512(t *tile)
+func gemmF329x1AVX512(t *tile)
 
 //go:noescape
-func gemm10x1AVX512(t *tile)
+func gemmF3210x1AVX512(t *tile)
 
 //go:noescape
-func gemm11x1AVX512(t *tile)
+func gemmF3211x1AVX512(t *tile)
 
 //go:noescape
-func gemm12x1AVX512(t *tile)
+func gemmF3212x1AVX512(t *tile)
 
 //go:noescape
-func gemm1x2AVX512(t *tile)
+func gemmF321x2AVX512(t *tile)
 
 //go:noescape
-func gemm2x2AVX512(t *tile)
+func gemmF322x2AVX512(t *tile)
 
 //go:noescape
-func gemm3x2AVX512(t *tile)
+func gemmF323x2AVX512(t *tile)
 
 //go:noescape
-func gemm4x2AVX512(t *tile)
+func gemmF324x2AVX512(t *tile)
 
 //go:noescape
-func gemm5x2AVX512(t *tile)
+func gemmF325x2AVX512(t *tile)
 
 //go:noescape
-func gemm6x2AVX512(t *tile)
+func gemmF326x2AVX512(t *tile)
 
 //go:noescape
-func gemm7x2AVX512(t *tile)
+func gemmF327x2AVX512(t *tile)
 
 //go:noescape
-func gemm8x2AVX512(t *tile)
+func gemmF328x2AVX512(t *tile)
 
 //go:noescape
-func gemm9x2AVX512(t *tile)
+func gemmF329x2AVX512(t *tile)
 
 //go:noescape
-func gemm10x2AVX512(t *tile)
+func gemmF3210x2AVX512(t *tile)
 
 //go:noescape
-func gemm11x2AVX512(t *tile)
+func gemmF3211x2AVX512(t *tile)
 
 //go:noescape
-func gemm12x2AVX512(t *tile)
+func gemmF3212x2AVX512(t *tile)
 
 //go:noescape
-func gemm1x4AVX512(t *tile)
+func gemmF321x4AVX512(t *tile)
 
 //go:noescape
-func gemm2x4AVX512(t *tile)
+func gemmF322x4AVX512(t *tile)
 
 //go:noescape
-func gemm3x4AVX512(t *tile)
+func gemmF323x4AVX512(t *tile)
 
 //go:noescape
-func gemm4x4AVX512(t *tile)
+func gemmF324x4AVX512(t *tile)
 
 //go:noescape
-func gemm5x4AVX512(t *tile)
+func gemmF325x4AVX512(t *tile)
 
 //go:noescape
-func gemm6x4AVX512(t *tile)
+func gemmF326x4AVX512(t *tile)
+
+//go:noescape
+func peakF32AVX512(t *peak)
+
+//go:noescape
+func gemmBF16Wide1x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide2x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide3x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide4x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide5x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide6x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide7x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide8x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide9x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide10x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide11x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide12x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide1x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide2x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide3x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide4x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide5x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide6x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide7x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide8x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide9x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide10x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide11x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Wide12x2AVX512(t *tile)
+
+//go:noescape
+func rowBF16WideAVX512(t *operand)
+
+//go:noescape
+func peakBF16WideAVX512(t *peak)
+
+//go:noescape
+func gemmInt8Wide1x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide2x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide3x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide4x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide5x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide6x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide7x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide8x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide9x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide10x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide11x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide12x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide1x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide2x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide3x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide4x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide5x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide6x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide7x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide8x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide9x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide10x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide11x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Wide12x2AVX512(t *tile)
+
+//go:noescape
+func rowInt8WideAVX512(t *operand)
+
+//go:noescape
+func peakInt8WideAVX512(t *peak)
+
+//go:noescape
+func gemmBF16Dot1x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot2x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot3x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot4x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot5x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot6x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot7x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot8x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot9x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot10x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot11x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot12x1AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot1x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot2x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot3x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot4x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot5x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot6x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot7x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot8x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot9x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot10x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot11x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot12x2AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot1x4AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot2x4AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot3x4AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot4x4AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot5x4AVX512(t *tile)
+
+//go:noescape
+func gemmBF16Dot6x4AVX512(t *tile)
+
+//go:noescape
+func rowBF16DotAVX512(t *operand)
+
+//go:noescape
+func peakBF16DotAVX512(t *peak)
+
+//go:noescape
+func gemmInt8Dot1x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot2x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot3x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot4x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot5x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot6x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot7x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot8x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot9x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot10x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot11x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot12x1AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot1x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot2x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot3x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot4x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot5x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot6x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot7x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot8x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot9x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot10x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot11x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot12x2AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot1x4AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot2x4AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot3x4AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot4x4AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot5x4AVX512(t *tile)
+
+//go:noescape
+func gemmInt8Dot6x4AVX512(t *tile)
+
+//go:noescape
+func rowInt8DotAVX512(t *operand)
+
+//go:noescape
+func peakInt8DotAVX512(t *peak)
 
 //go:noescape
 func turnAVX512(t *turn)
@@ -131,48 +482,188 @@ func normRowAVX512(t *norm)
 //go:noescape
 func addRowAVX512(t *norm)
 
-//go:noescape
-func peakAVX512(t *peak)
+var tilesF32AVX512 = tileSet{
+	maxRows: 12, maxPanels: 4, lineBytes: 4, terms: 1,
+	peak: peakF32AVX512,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}:  gemmF321x1AVX512,
+		{2, 1}:  gemmF322x1AVX512,
+		{3, 1}:  gemmF323x1AVX512,
+		{4, 1}:  gemmF324x1AVX512,
+		{5, 1}:  gemmF325x1AVX512,
+		{6, 1}:  gemmF326x1AVX512,
+		{7, 1}:  gemmF327x1AVX512,
+		{8, 1}:  gemmF328x1AVX512,
+		{9, 1}:  gemmF329x1AVX512,
+		{10, 1}: gemmF3210x1AVX512,
+		{11, 1}: gemmF3211x1AVX512,
+		{12, 1}: gemmF3212x1AVX512,
+		{1, 2}:  gemmF321x2AVX512,
+		{2, 2}:  gemmF322x2AVX512,
+		{3, 2}:  gemmF323x2AVX512,
+		{4, 2}:  gemmF324x2AVX512,
+		{5, 2}:  gemmF325x2AVX512,
+		{6, 2}:  gemmF326x2AVX512,
+		{7, 2}:  gemmF327x2AVX512,
+		{8, 2}:  gemmF328x2AVX512,
+		{9, 2}:  gemmF329x2AVX512,
+		{10, 2}: gemmF3210x2AVX512,
+		{11, 2}: gemmF3211x2AVX512,
+		{12, 2}: gemmF3212x2AVX512,
+		{1, 4}:  gemmF321x4AVX512,
+		{2, 4}:  gemmF322x4AVX512,
+		{3, 4}:  gemmF323x4AVX512,
+		{4, 4}:  gemmF324x4AVX512,
+		{5, 4}:  gemmF325x4AVX512,
+		{6, 4}:  gemmF326x4AVX512,
+	},
+}
 
-// kernelsAVX512 is the table of the kernels above.
+var tilesBF16WideAVX512 = tileSet{
+	maxRows: 12, maxPanels: 2, lineBytes: 8, terms: 1,
+	peak: peakBF16WideAVX512,
+	row:  rowBF16WideAVX512,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}:  gemmBF16Wide1x1AVX512,
+		{2, 1}:  gemmBF16Wide2x1AVX512,
+		{3, 1}:  gemmBF16Wide3x1AVX512,
+		{4, 1}:  gemmBF16Wide4x1AVX512,
+		{5, 1}:  gemmBF16Wide5x1AVX512,
+		{6, 1}:  gemmBF16Wide6x1AVX512,
+		{7, 1}:  gemmBF16Wide7x1AVX512,
+		{8, 1}:  gemmBF16Wide8x1AVX512,
+		{9, 1}:  gemmBF16Wide9x1AVX512,
+		{10, 1}: gemmBF16Wide10x1AVX512,
+		{11, 1}: gemmBF16Wide11x1AVX512,
+		{12, 1}: gemmBF16Wide12x1AVX512,
+		{1, 2}:  gemmBF16Wide1x2AVX512,
+		{2, 2}:  gemmBF16Wide2x2AVX512,
+		{3, 2}:  gemmBF16Wide3x2AVX512,
+		{4, 2}:  gemmBF16Wide4x2AVX512,
+		{5, 2}:  gemmBF16Wide5x2AVX512,
+		{6, 2}:  gemmBF16Wide6x2AVX512,
+		{7, 2}:  gemmBF16Wide7x2AVX512,
+		{8, 2}:  gemmBF16Wide8x2AVX512,
+		{9, 2}:  gemmBF16Wide9x2AVX512,
+		{10, 2}: gemmBF16Wide10x2AVX512,
+		{11, 2}: gemmBF16Wide11x2AVX512,
+		{12, 2}: gemmBF16Wide12x2AVX512,
+	},
+}
+
+var tilesInt8WideAVX512 = tileSet{
+	maxRows: 12, maxPanels: 2, lineBytes: 8, terms: 2,
+	peak: peakInt8WideAVX512,
+	row:  rowInt8WideAVX512,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}:  gemmInt8Wide1x1AVX512,
+		{2, 1}:  gemmInt8Wide2x1AVX512,
+		{3, 1}:  gemmInt8Wide3x1AVX512,
+		{4, 1}:  gemmInt8Wide4x1AVX512,
+		{5, 1}:  gemmInt8Wide5x1AVX512,
+		{6, 1}:  gemmInt8Wide6x1AVX512,
+		{7, 1}:  gemmInt8Wide7x1AVX512,
+		{8, 1}:  gemmInt8Wide8x1AVX512,
+		{9, 1}:  gemmInt8Wide9x1AVX512,
+		{10, 1}: gemmInt8Wide10x1AVX512,
+		{11, 1}: gemmInt8Wide11x1AVX512,
+		{12, 1}: gemmInt8Wide12x1AVX512,
+		{1, 2}:  gemmInt8Wide1x2AVX512,
+		{2, 2}:  gemmInt8Wide2x2AVX512,
+		{3, 2}:  gemmInt8Wide3x2AVX512,
+		{4, 2}:  gemmInt8Wide4x2AVX512,
+		{5, 2}:  gemmInt8Wide5x2AVX512,
+		{6, 2}:  gemmInt8Wide6x2AVX512,
+		{7, 2}:  gemmInt8Wide7x2AVX512,
+		{8, 2}:  gemmInt8Wide8x2AVX512,
+		{9, 2}:  gemmInt8Wide9x2AVX512,
+		{10, 2}: gemmInt8Wide10x2AVX512,
+		{11, 2}: gemmInt8Wide11x2AVX512,
+		{12, 2}: gemmInt8Wide12x2AVX512,
+	},
+}
+
+var tilesBF16DotAVX512 = tileSet{
+	maxRows: 12, maxPanels: 4, lineBytes: 4, terms: 2,
+	peak: peakBF16DotAVX512,
+	row:  rowBF16DotAVX512,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}:  gemmBF16Dot1x1AVX512,
+		{2, 1}:  gemmBF16Dot2x1AVX512,
+		{3, 1}:  gemmBF16Dot3x1AVX512,
+		{4, 1}:  gemmBF16Dot4x1AVX512,
+		{5, 1}:  gemmBF16Dot5x1AVX512,
+		{6, 1}:  gemmBF16Dot6x1AVX512,
+		{7, 1}:  gemmBF16Dot7x1AVX512,
+		{8, 1}:  gemmBF16Dot8x1AVX512,
+		{9, 1}:  gemmBF16Dot9x1AVX512,
+		{10, 1}: gemmBF16Dot10x1AVX512,
+		{11, 1}: gemmBF16Dot11x1AVX512,
+		{12, 1}: gemmBF16Dot12x1AVX512,
+		{1, 2}:  gemmBF16Dot1x2AVX512,
+		{2, 2}:  gemmBF16Dot2x2AVX512,
+		{3, 2}:  gemmBF16Dot3x2AVX512,
+		{4, 2}:  gemmBF16Dot4x2AVX512,
+		{5, 2}:  gemmBF16Dot5x2AVX512,
+		{6, 2}:  gemmBF16Dot6x2AVX512,
+		{7, 2}:  gemmBF16Dot7x2AVX512,
+		{8, 2}:  gemmBF16Dot8x2AVX512,
+		{9, 2}:  gemmBF16Dot9x2AVX512,
+		{10, 2}: gemmBF16Dot10x2AVX512,
+		{11, 2}: gemmBF16Dot11x2AVX512,
+		{12, 2}: gemmBF16Dot12x2AVX512,
+		{1, 4}:  gemmBF16Dot1x4AVX512,
+		{2, 4}:  gemmBF16Dot2x4AVX512,
+		{3, 4}:  gemmBF16Dot3x4AVX512,
+		{4, 4}:  gemmBF16Dot4x4AVX512,
+		{5, 4}:  gemmBF16Dot5x4AVX512,
+		{6, 4}:  gemmBF16Dot6x4AVX512,
+	},
+}
+
+var tilesInt8DotAVX512 = tileSet{
+	maxRows: 12, maxPanels: 4, lineBytes: 4, terms: 4,
+	peak: peakInt8DotAVX512,
+	row:  rowInt8DotAVX512,
+	tiles: map[[2]int]func(*tile){
+		{1, 1}:  gemmInt8Dot1x1AVX512,
+		{2, 1}:  gemmInt8Dot2x1AVX512,
+		{3, 1}:  gemmInt8Dot3x1AVX512,
+		{4, 1}:  gemmInt8Dot4x1AVX512,
+		{5, 1}:  gemmInt8Dot5x1AVX512,
+		{6, 1}:  gemmInt8Dot6x1AVX512,
+		{7, 1}:  gemmInt8Dot7x1AVX512,
+		{8, 1}:  gemmInt8Dot8x1AVX512,
+		{9, 1}:  gemmInt8Dot9x1AVX512,
+		{10, 1}: gemmInt8Dot10x1AVX512,
+		{11, 1}: gemmInt8Dot11x1AVX512,
+		{12, 1}: gemmInt8Dot12x1AVX512,
+		{1, 2}:  gemmInt8Dot1x2AVX512,
+		{2, 2}:  gemmInt8Dot2x2AVX512,
+		{3, 2}:  gemmInt8Dot3x2AVX512,
+		{4, 2}:  gemmInt8Dot4x2AVX512,
+		{5, 2}:  gemmInt8Dot5x2AVX512,
+		{6, 2}:  gemmInt8Dot6x2AVX512,
+		{7, 2}:  gemmInt8Dot7x2AVX512,
+		{8, 2}:  gemmInt8Dot8x2AVX512,
+		{9, 2}:  gemmInt8Dot9x2AVX512,
+		{10, 2}: gemmInt8Dot10x2AVX512,
+		{11, 2}: gemmInt8Dot11x2AVX512,
+		{12, 2}: gemmInt8Dot12x2AVX512,
+		{1, 4}:  gemmInt8Dot1x4AVX512,
+		{2, 4}:  gemmInt8Dot2x4AVX512,
+		{3, 4}:  gemmInt8Dot3x4AVX512,
+		{4, 4}:  gemmInt8Dot4x4AVX512,
+		{5, 4}:  gemmInt8Dot5x4AVX512,
+		{6, 4}:  gemmInt8Dot6x4AVX512,
+	},
+}
+
+// kernelsAVX512 is the table of the kernels that are of no product.
 var kernelsAVX512 = kernels{
 	name:      "avx512",
-	maxRows:   12,
-	maxPanels: 4,
 	turnBlock: 16,
 	width:     16,
-	tiles: map[[2]int]func(*tile){
-		{1, 1}:  gemm1x1AVX512,
-		{2, 1}:  gemm2x1AVX512,
-		{3, 1}:  gemm3x1AVX512,
-		{4, 1}:  gemm4x1AVX512,
-		{5, 1}:  gemm5x1AVX512,
-		{6, 1}:  gemm6x1AVX512,
-		{7, 1}:  gemm7x1AVX512,
-		{8, 1}:  gemm8x1AVX512,
-		{9, 1}:  gemm9x1AVX512,
-		{10, 1}: gemm10x1AVX512,
-		{11, 1}: gemm11x1AVX512,
-		{12, 1}: gemm12x1AVX512,
-		{1, 2}:  gemm1x2AVX512,
-		{2, 2}:  gemm2x2AVX512,
-		{3, 2}:  gemm3x2AVX512,
-		{4, 2}:  gemm4x2AVX512,
-		{5, 2}:  gemm5x2AVX512,
-		{6, 2}:  gemm6x2AVX512,
-		{7, 2}:  gemm7x2AVX512,
-		{8, 2}:  gemm8x2AVX512,
-		{9, 2}:  gemm9x2AVX512,
-		{10, 2}: gemm10x2AVX512,
-		{11, 2}: gemm11x2AVX512,
-		{12, 2}: gemm12x2AVX512,
-		{1, 4}:  gemm1x4AVX512,
-		{2, 4}:  gemm2x4AVX512,
-		{3, 4}:  gemm3x4AVX512,
-		{4, 4}:  gemm4x4AVX512,
-		{5, 4}:  gemm5x4AVX512,
-		{6, 4}:  gemm6x4AVX512,
-	},
 	turn:      turnAVX512,
 	widenBF16: widenBF16AVX512,
 	widenF16:  widenF16AVX512,
@@ -186,5 +677,4 @@ var kernelsAVX512 = kernels{
 	scaleRows: scaleRowsAVX512,
 	normRow:   normRowAVX512,
 	addRow:    addRowAVX512,
-	peak:      peakAVX512,
 }

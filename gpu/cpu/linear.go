@@ -1,6 +1,8 @@
 package cpu
 
 import (
+	"math"
+
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -33,9 +35,13 @@ func (q *queue) linearGo(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 		rs = floats(e.Residual)
 	}
 	tiles := 0
+	var forms [pack.Int8 + 1]operands
 	for i := range g.Len() {
 		w, _ := g.At(i)
 		tiles += tilesOf(w, x.Rows)
+		if f := w.Data().(*weight).form; f > pack.F32 && forms[f].f == nil {
+			forms[f] = q.operands(&tileSet{lineBytes: 4 * f.Inputs()}, f, x) // 4 bytes for each value
+		}
 	}
 	q.parallel(tiles, x.Rows*g.N()*max(g.K(), 1), each(func(t int, s *scratch) {
 		col := 0 // of dst, where the weight begins
@@ -49,16 +55,25 @@ func (q *queue) linearGo(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 			m, step := tilesDown(w, x.Rows)
 			n0, i0 := t/m*tileN, t%m*step
 			n1, i1 := min(n0+tileN, w.N), min(i0+step, x.Rows)
-			rows := panel(w, n0, n1, s)
+			rows, depth := panel(w, n0, n1, s)
+			o := operands{f: xs, ld: x.Stride}
+			c := w.Data().(*weight)
+			if c.form > pack.F32 {
+				o = forms[c.form]
+			}
 			b := vector(bias, &s.bias)
 			s.sums = grow(s.sums, tileM*tileN)
 			for ; i0 < i1; i0 += tileM {
 				top := min(i0+tileM, i1)
-				product(s.sums, n1-n0, xs[i0*x.Stride:], top-i0, x.Stride, rows, n1-n0, g.K(), g.K())
+				if c.form == pack.Int8 {
+					productInt8(s.sums, c, n0, n1, o, i0, top, b)
+				} else {
+					product(s.sums, n1-n0, o.f[i0*o.ld:], top-i0, o.ld, rows, n1-n0, depth, depth)
+				}
 				for r := i0; r < top; r++ {
 					out := ds[r*dst.Stride+col+n0 : r*dst.Stride+col+n1]
 					acc := s.sums[(r-i0)*(n1-n0):][:n1-n0]
-					if b != nil {
+					if b != nil && c.form != pack.Int8 {
 						for j, v := range b[n0:n1] {
 							acc[j] += v
 						}
@@ -91,30 +106,67 @@ func tilesOf(w *gpu.Weight, rows int) int {
 	return m * ((w.N + tileN - 1) / tileN)
 }
 
-// panel is the rows n0 to n1 of a weight, K elements each, one behind the other: in place, or widened or turned.
-func panel(w *gpu.Weight, n0, n1 int, s *scratch) []float32 {
+// panel is the rows n0 to n1 of a weight, depth elements each, one behind the other: in place, or widened or turned. In
+// BF16 each two change places, for that is the order in which they are added.
+func panel(w *gpu.Weight, n0, n1 int, s *scratch) (rows []float32, depth int) {
 	c := w.Data().(*weight)
-	if w.Role != tensor.LinearT && c.half == nil && !c.packed {
-		return c.f32[n0*w.K : n1*w.K]
+	depth = w.K
+	switch c.form {
+	case 0:
+		if w.Role != tensor.LinearT && c.half == nil {
+			return c.f32[n0*w.K : n1*w.K], depth
+		}
+	case pack.BF16:
+		depth += w.PadK
+	case pack.Int8:
+		return nil, 0
 	}
-	s.pack = grow(s.pack, (n1-n0)*w.K)
+	s.pack = grow(s.pack, (n1-n0)*depth)
 	for n := n0; n < n1; n++ {
-		row := s.pack[(n-n0)*w.K : (n-n0+1)*w.K]
-		if c.packed {
-			for k := range row {
-				row[k] = c.f32[(n/pack.Lanes*w.K+k)*pack.Lanes+n%pack.Lanes]
+		row := s.pack[(n-n0)*depth : (n-n0+1)*depth]
+		switch {
+		case c.form == pack.BF16:
+			lines := c.panel(n)
+			for k := 0; k < depth; k += 2 {
+				two := math.Float32bits(lines[k/2*pack.Lanes])
+				row[k], row[k+1] = math.Float32frombits(two&0xffff0000), math.Float32frombits(two<<16)
 			}
-			continue
-		}
-		if w.Role != tensor.LinearT {
+		case c.form == pack.F32:
+			lines := c.panel(n)
+			for k := range row {
+				row[k] = lines[k*pack.Lanes]
+			}
+		case w.Role != tensor.LinearT:
 			c.row(n, row)
-			continue
-		}
-		for k := range row {
-			row[k] = c.at(k*w.N + n)
+		default:
+			for k := range row {
+				row[k] = c.at(k*w.N + n)
+			}
 		}
 	}
-	return s.pack
+	return s.pack, depth
+}
+
+// productInt8 is product for panels of 8 bits: the outputs n0 to n1 of the rows from one to another, with bias. The sums are
+// exact, and what makes F32 of them rounds as the kernels do.
+func productInt8(out []float32, c *weight, n0, n1 int, x operands, from, to int, bias []float32) {
+	for i := from; i < to; i++ {
+		row, scale := int32s(x.f[i*x.ld:]), x.scales[i]
+		for n := n0; n < n1; n++ {
+			lines := c.panel(n)
+			behind := lines[c.size.Lines()*pack.Lanes:]
+			sum := scale.less * int32(math.Float32bits(behind[pack.Lanes]))
+			for k := range c.cols {
+				four := math.Float32bits(lines[k/4*pack.Lanes])
+				sum += row[k] * int32(int8(four>>(k%4*8)))
+			}
+			var b float32
+			if bias != nil {
+				b = bias[n]
+			}
+			out[(i-from)*(n1-n0)+n-n0] = fma(float32(float32(sum)*behind[0]), scale.scale, b)
+		}
+	}
 }
 
 // product writes a b^T into c: a is m rows of k elements lda apart, b is n rows ldb apart, c has rows of ldc. Each

@@ -2,12 +2,15 @@ package cpu
 
 import (
 	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
-// This file is Linear on the kernels of a tier. A weight is cut into chunks of columns. For each chunk its rows become
-// panels in the scratch of one goroutine, small enough for the second-level cache, and are used for all rows of x: no
-// other form of the weight outlives the chunk. See gemm in internal/asmgen for the one order in which sums are made.
+// This file is Linear on the kernels of a tier. A weight is cut into chunks of columns. For each chunk of a plain weight its
+// rows become panels in the scratch of one goroutine, small enough for the second-level cache, and are used for all rows of
+// x: no other form of the weight outlives the chunk. Panels that are stored are used where they lie, and those of 16 and 8
+// bits take rows of x that were rounded or quantised once, before the first chunk (operands.go). See gemm in internal/asmgen
+// for the one order in which sums are made.
 
 // lanes is the number of columns of a panel.
 const lanes = 16
@@ -42,6 +45,7 @@ func (c chunks) down(rows int) int { return (rows + c.rows - 1) / c.rows }
 type linearTask struct {
 	k      *kernels
 	dst, x gpu.Matrix
+	forms  [pack.Int8 + 1]operands // of x, for the forms that there are in the group
 	g      *gpu.Group
 	e      gpu.Epilogue
 	c      chunks
@@ -54,6 +58,9 @@ func (q *queue) linearTiles(k *kernels, dst, x gpu.Matrix, g *gpu.Group, e gpu.E
 	for i := range g.Len() {
 		w, _ := g.At(i)
 		pieces += l.c.of(w, x.Rows)
+		if f := w.Data().(*weight).form; l.forms[f].f == nil && k.of(f).row != nil {
+			l.forms[f] = q.operands(k.of(f), f, x)
+		}
 	}
 	q.parallel(pieces, x.Rows*g.N()*g.K()/16, l)
 	*l = linearTask{}
@@ -72,17 +79,26 @@ func (l *linearTask) do(piece int, s *scratch) {
 		down := l.c.down(l.x.Rows)
 		n0, i0 := piece/down*l.c.cols, piece%down*l.c.rows
 		n1, i1 := min(n0+l.c.cols, w.N), min(i0+l.c.rows, l.x.Rows)
-		c := chunk{k: l.k, s: s, e: l.e, n: n1 - n0, depth: w.K,
-			dst: l.dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0), x: l.x.Slice(i0, i1-i0)}
+		p := w.Data().(*weight)
+		c := chunk{k: l.k, p: l.k.of(p.form), s: s, e: l.e, n: n1 - n0, lines: w.K, step: 4 * lanes,
+			dst: l.dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0)}
+		if o := &l.forms[p.form]; o.f != nil {
+			c.x = operands{f: o.f[i0*o.ld:], ld: o.ld, rows: i1 - i0}
+			if o.scales != nil {
+				c.x.scales = o.scales[i0:i1]
+			}
+		} else {
+			c.x = operands{f: floats(l.x)[i0*l.x.Stride:], ld: l.x.Stride, rows: i1 - i0}
+		}
 		if l.e.Residual.Buf != nil {
 			c.e.Residual = l.e.Residual.Slice(i0, i1-i0).Columns(col+n0, n1-n0)
 		}
 		if b := vector(bias, &s.bias); b != nil {
 			c.bias = b[n0:n1]
 		}
-		c.step = 4 * lanes
-		if p := w.Data().(*weight); p.packed { // n0 is the first column of a panel
-			c.panels, c.panel = p.f32[n0*w.K:], 4*lanes*w.K
+		if p.form != 0 { // n0 is the first column of a panel
+			c.lines, c.panel = p.size.Lines(), p.size.PanelBytes()
+			c.panels = p.f32[n0/lanes*c.panel/4:]
 		} else {
 			c.panels, c.panel = l.k.panels(w, n0, n1, s), 4*lanes*roundUp(w.K, lanes)
 		}
@@ -94,20 +110,22 @@ func (l *linearTask) do(piece int, s *scratch) {
 // chunk is some columns of a product, for all its rows.
 type chunk struct {
 	k      *kernels
+	p      *tileSet
 	s      *scratch
-	dst, x gpu.Matrix
+	dst    gpu.Matrix
+	x      operands
 	e      gpu.Epilogue
 	bias   []float32 // of the columns, or nil
 	n      int       // columns
-	depth  int       // K
+	lines  int       // of a panel, without what is behind them
 	panels []float32 // panel 0
 	panel  int       // bytes from panel to panel
-	step   int       // bytes from k to k
+	step   int       // bytes from line to line
 }
 
 // run goes down the rows in tiles of about the same height, and over the panels for each.
 func (c *chunk) run() {
-	xs, ds := floats(c.x), floats(c.dst)
+	ds := floats(c.dst)
 	var rs []float32
 	if c.e.Residual.Buf != nil {
 		rs = floats(c.e.Residual)
@@ -115,20 +133,23 @@ func (c *chunk) run() {
 	// The residual is added after the activation and may be what dst holds, so that both together need room of their own.
 	apart := rs != nil && c.e.Act != gpu.None
 	if apart {
-		c.s.sums = grow(c.s.sums, c.k.maxRows*c.n)
+		c.s.sums = grow(c.s.sums, c.p.maxRows*c.n)
 	}
-	c.k.down(c.x.Rows, c.n, func(i, m int) {
-		a, lda := xs[i*c.x.Stride:], c.x.Stride
+	c.p.down(c.x.rows, c.n, func(i, m int) {
+		a, lda := c.x.f[i*c.x.ld:], c.x.ld
 		if m > 4 && 4*lda%4096 == 0 {
 			a, lda = c.padded(a, m)
 		}
 		t := &c.s.tile
-		*t = tile{a: &a[0], lda: 4 * lda, panel: c.panel, step: c.step, k: c.depth, ldc: 4 * c.dst.Stride, ldres: 4 * c.e.Residual.Stride}
+		*t = tile{a: &a[0], lda: 4 * lda, panel: c.panel, step: c.step, k: c.lines, ldc: 4 * c.dst.Stride, ldres: 4 * c.e.Residual.Stride}
+		if c.x.scales != nil {
+			t.rows = &c.x.scales[i]
+		}
 		out := ds[i*c.dst.Stride:]
 		if apart {
 			out, t.ldc = c.s.sums, 4*c.n
 		}
-		c.k.across(c.n, m, func(col, width, panels int) {
+		c.p.across(c.n, m, func(col, width, panels int) {
 			t.b = &c.panels[col/lanes*(c.panel/4)]
 			t.c = &out[col]
 			t.lanes = width - (panels-1)*lanes
@@ -138,7 +159,7 @@ func (c *chunk) run() {
 			if rs != nil && !apart {
 				t.res = &rs[i*c.e.Residual.Stride+col]
 			}
-			c.k.gemm[m][panels](t)
+			c.p.gemm[m][panels](t)
 		})
 		if f := c.k.acts[c.e.Act]; f != nil {
 			b := &c.s.block
@@ -155,18 +176,18 @@ func (c *chunk) run() {
 
 // padded copies m rows to a distance that is no multiple of 4096 bytes, which would have them share cache sets.
 func (c *chunk) padded(a []float32, m int) ([]float32, int) {
-	ld := c.depth + lanes
+	ld := c.lines + lanes
 	c.s.rows = grow(c.s.rows, m*ld)
 	for r := range m {
-		copy(c.s.rows[r*ld:][:c.depth], a[r*c.x.Stride:])
+		copy(c.s.rows[r*ld:][:c.lines], a[r*c.x.ld:])
 	}
 	return c.s.rows, ld
 }
 
 // down calls f for tiles of rows, of about the same height and at most the largest for the number of columns.
-func (k *kernels) down(rows, cols int, f func(i, m int)) {
-	most := k.maxRows
-	if k.maxPanels == 4 && rows <= 6 {
+func (p *tileSet) down(rows, cols int, f func(i, m int)) {
+	most := p.maxRows
+	if p.maxPanels == 4 && rows <= 6 {
 		most = 6
 	}
 	tiles := (rows + most - 1) / most
@@ -177,14 +198,14 @@ func (k *kernels) down(rows, cols int, f func(i, m int)) {
 }
 
 // across calls f for tiles of 4, 2 or 1 panels, as many as a tile of m rows can have. width is the columns that there are.
-func (k *kernels) across(cols, m int, f func(col, width, panels int)) {
+func (p *tileSet) across(cols, m int, f func(col, width, panels int)) {
 	for col := 0; col < cols; {
 		panels := 1
 		left := (cols - col + lanes - 1) / lanes
 		switch {
-		case left >= 4 && k.gemm[m][4] != nil:
+		case left >= 4 && p.gemm[m][4] != nil:
 			panels = 4
-		case left >= 2 && k.gemm[m][2] != nil:
+		case left >= 2 && p.gemm[m][2] != nil:
 			panels = 2
 		}
 		width := min(panels*lanes, cols-col)

@@ -19,6 +19,7 @@ type queue struct {
 	job       job // the op that runs, and below what it is: here, because an op on several goroutines is on no stack
 	rows      rows
 	linear    linearTask
+	rounded   operandsTask
 	attention attentionTask
 	norms     normTask
 	gather    gatherTask

@@ -21,11 +21,12 @@ type scratch struct {
 	widen widen
 	block block
 	norm  norm
+	row   operand
 }
 
 // forget drops the pointers to memory that is not ours.
 func (s *scratch) forget() {
-	s.tile, s.turn, s.widen, s.block, s.norm = tile{}, turn{}, widen{}, block{}, norm{}
+	s.tile, s.turn, s.widen, s.block, s.norm, s.row = tile{}, turn{}, widen{}, block{}, norm{}, operand{}
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}

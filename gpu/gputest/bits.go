@@ -20,17 +20,7 @@ func testBits(t *testing.T, dev gpu.Device) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				e := gpu.Epilogue{Act: gpu.GELUErf}
-				xm, dst := b.put(x, 0), b.room(rows, n, 0)
-				b.s.Linear(dst, xm, g, e)
-				want := b.read(dst)
-				for _, m := range []int{1, 2, 3, 5, 13, 31, 64, 128} {
-					for from := 0; from+m <= rows; from += m {
-						part := b.s.F32(m, n)
-						b.s.Linear(part, xm.Slice(from, m), g, e)
-						same(t, "linear", b.read(part), want[from*n:(from+m)*n])
-					}
-				}
+				inBatches(b, g, b.put(x, 0), n)
 			}
 		}
 	}
@@ -62,7 +52,23 @@ func testBits(t *testing.T, dev gpu.Device) {
 	}
 }
 
-func same(t *testing.T, op string, got, want []float32) {
+// inBatches: a product of all rows has, for each batch of them, the bits that the product of the batch has.
+func inBatches(b *bench, g *gpu.Group, x gpu.Matrix, n int) {
+	b.t.Helper()
+	e := gpu.Epilogue{Act: gpu.GELUErf}
+	dst := b.room(x.Rows, n, 0)
+	b.s.Linear(dst, x, g, e)
+	want := b.read(dst)
+	for _, m := range []int{1, 2, 3, 5, 13, 31, 64, 128} {
+		for from := 0; from+m <= x.Rows; from += m {
+			part := b.s.F32(m, n)
+			b.s.Linear(part, x.Slice(from, m), g, e)
+			same(b.t, "linear", b.read(part), want[from*n:(from+m)*n])
+		}
+	}
+}
+
+func same(t testing.TB, op string, got, want []float32) {
 	t.Helper()
 	for i := range got {
 		if math.Float32bits(got[i]) != math.Float32bits(want[i]) {

@@ -19,6 +19,7 @@ type grid struct {
 func newGrid(rows, cols int) grid { return grid{rows, cols, make([]float64, rows*cols)} }
 
 func (g grid) at(i, j int) float64     { return g.v[i*g.cols+j] }
+func (g grid) row(i int) []float64     { return g.v[i*g.cols : (i+1)*g.cols] }
 func (g grid) set(i, j int, x float64) { g.v[i*g.cols+j] = x }
 
 // answer is what an op is to give, and how far from it each element may be.

@@ -82,6 +82,9 @@ func (f Form) Version() int { return forms[f].version }
 // DType is that of the packed tensor.
 func (f Form) DType() tensor.DType { return forms[f].dtype }
 
+// Inputs is how many inputs a line holds for each output.
+func (f Form) Inputs() int { return forms[f].per }
+
 // ParseForm is the form of that name.
 func ParseForm(name string) (Form, error) {
 	var names []string
