@@ -5,6 +5,8 @@ import (
 	"sort"
 	"strings"
 	"sync"
+
+	"github.com/zcstore/zcstore/models/pack"
 )
 
 // Backend makes devices. It is registered by the package that has it, which a program imports to have it.
@@ -16,10 +18,10 @@ type Backend interface {
 // Options are for all backends.
 type Options struct {
 	Threads int // 0: as many as the process may use
-	// PackPrivately makes Import pack weights that are multiplied into a copy of this process's own, where the backend
-	// knows how. It takes the memory of one more copy in every process, which is what the store is there to avoid: it is
-	// for measuring what the packed form gains. Such a weight says so in its Mode.
-	PackPrivately bool
+	// PackPrivately, where it is not 0, makes Import pack weights that are multiplied into a copy of this process's own in
+	// that form, where the backend knows how. It takes the memory of one more copy in every process, which is what the store
+	// is there to avoid: it is for measuring what a form gains and loses. Such a weight says so in its Mode.
+	PackPrivately pack.Form
 }
 
 var (

@@ -39,9 +39,9 @@ type Device struct {
 	pool    gpu.Pool
 	workers workers
 	threads int
-	k       *kernels // nil: plain Go
-	pack    bool     // gpu.Options.PackPrivately
-	err     error    // of the environment; NewStream returns it
+	k       *kernels  // nil: plain Go
+	pack    pack.Form // gpu.Options.PackPrivately
+	err     error     // of the environment; NewStream returns it
 }
 
 // New makes a device. Options.Threads 0 is $ZCSTORE_THREADS, and without that what GOMAXPROCS says, which Go takes from
@@ -62,13 +62,13 @@ func New(o gpu.Options) (*Device, error) {
 var Default = sync.OnceValue(func() *Device {
 	n, err := threads(0)
 	k, kerr := tier()
-	d := newDevice(max(n, 1), k, false)
+	d := newDevice(max(n, 1), k, 0)
 	d.err = errors.Join(err, kerr)
 	return d
 })
 
-func newDevice(threads int, k *kernels, pack bool) *Device {
-	d := &Device{threads: threads, k: k, pack: pack}
+func newDevice(threads int, k *kernels, form pack.Form) *Device {
+	d := &Device{threads: threads, k: k, pack: form}
 	d.workers.limit = threads - 1
 	d.workers.spins = runtime.GOMAXPROCS(0) > 1
 	return d
@@ -94,8 +94,8 @@ func threads(n int) (int, error) {
 // Info implements gpu.Device.
 func (d *Device) Info() gpu.Info {
 	name := fmt.Sprintf("%s, %d threads", d.Tier(), d.threads)
-	if d.pack {
-		name += ", weights packed privately"
+	if d.pack != 0 {
+		name += fmt.Sprintf(", weights packed privately as %v", d.pack)
 	}
 	return gpu.Info{Backend: "cpu", Name: name, Threads: d.threads}
 }
@@ -174,8 +174,8 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 		return nil, &gpu.OpError{Op: "import", Kind: gpu.ErrUnsupported, Reason: err.Error(),
 			Operands: []gpu.Operand{{Name: role.String(), Shape: v.Shape, DType: v.DType}}}
 	}
-	if d.pack && role != tensor.LookupLinear { // whose rows are looked up too
-		if p, err := pack.Of(pack.F32, v.DType, role, v.Shape); err == nil {
+	if d.pack != 0 && role != tensor.LookupLinear { // whose rows are looked up too
+		if p, err := pack.Of(d.pack, v.DType, role, v.Shape); err == nil {
 			return d.packed(p, v)
 		}
 	}
@@ -186,10 +186,11 @@ func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 // packed is the weight as a private, packed copy.
 func (d *Device) packed(p pack.P16, plain tensor.View) (w *gpu.Weight, err error) {
 	defer region.Caught(region.On(), &err)
-	panels, err := tensor.FromFloat32s(p.Shape(), make([]float32, p.Bytes()/4))
+	panels, err := tensor.FromFloat32s(tensor.Shape{p.Bytes() / 4}, make([]float32, p.Bytes()/4))
 	if err != nil {
 		return nil, err
 	}
+	panels.DType, panels.Shape = p.Form.DType(), p.Shape()
 	if err := p.Pack(panels.Data, plain.Data); err != nil {
 		return nil, err
 	}

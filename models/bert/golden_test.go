@@ -17,6 +17,7 @@ import (
 	"github.com/zcstore/zcstore/internal/golden"
 	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/models/nn"
+	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -66,7 +67,7 @@ func onDevices(t *testing.T, f func(t *testing.T, dev gpu.Device)) {
 			t.Run(tier, func(t *testing.T) { f(t, device(t, tier, gpu.Options{})) })
 		}
 	}
-	t.Run("packed", func(t *testing.T) { f(t, device(t, cpu.Default().Tier(), gpu.Options{PackPrivately: true})) })
+	t.Run("packed", func(t *testing.T) { f(t, device(t, cpu.Default().Tier(), gpu.Options{PackPrivately: pack.F32})) })
 }
 
 // device makes a device of a tier.
@@ -355,8 +356,57 @@ func TestMiniLM(t *testing.T) {
 	})
 }
 
+// What forms cost: over all texts, the smallest cosine of an embedding with that of PyTorch in F32.
+func TestMiniLMForms(t *testing.T) {
+	dir := golden.Path(t, "minilm")
+	if testing.Short() || testrace.Enabled {
+		t.Skip("takes seconds")
+	}
+	var ids [][]int32
+	for _, x := range readTexts(t, filepath.Join(dir, "texts.jsonl")) {
+		ids = append(ids, x.IDs)
+	}
+	want := floats(t, read(t, filepath.Join(dir, "golden.safetensors"))["embeddings"])
+	for _, tier := range cpu.Tiers() {
+		for form, bound := range map[pack.Form]float64{pack.BF16: 0.9999, pack.Int8: 0.99} {
+			t.Run(fmt.Sprint(tier, " ", form), func(t *testing.T) {
+				ids := ids
+				if tier == "go" {
+					ids = ids[:12]
+				}
+				m := open(t, device(t, tier, gpu.Options{PackPrivately: form}), filepath.Join(dir, "model"))
+				n := m.config.HiddenSize
+				got := make([]float32, len(ids)*n)
+				if err := m.Embed(context.Background(), got, NewBatch(ids)); err != nil {
+					t.Fatal(err)
+				}
+				least := 1.0
+				for i := range ids {
+					var dot float64 // both are of length 1
+					for j, v := range got[i*n : (i+1)*n] {
+						dot += float64(v) * float64(want[i*n+j])
+					}
+					least = min(least, dot)
+				}
+				t.Logf("smallest cosine of %d texts: %.6f", len(ids), least)
+				if !(least >= bound) {
+					t.Errorf("smallest cosine %.6f, want %v", least, bound)
+				}
+			})
+		}
+	}
+}
+
 // forms are the ways in which a device can have the weights that it multiplies.
-var forms = map[string]gpu.Options{"plain": {}, "packed": {PackPrivately: true}}
+var forms = []pack.Form{0, pack.F32, pack.BF16, pack.Int8}
+
+// formName names plain weights, too.
+func formName(f pack.Form) string {
+	if f == 0 {
+		return "plain"
+	}
+	return f.String()
+}
 
 // A text gets the same bits alone and in any batch, on any number of threads, from plain and from packed weights: one order
 // of sums for a tier.
@@ -408,10 +458,12 @@ func TestMiniLMBitEquality(t *testing.T) {
 func sameBits(t *testing.T, dir, tier string, ids [][]int32, other []int32, sizes [][]int) {
 	t.Helper()
 	var want []float32
-	for form, o := range forms {
+	for _, form := range forms {
+		if form != pack.F32 { // whose bits are those of plain weights
+			want = nil
+		}
 		for threads := 1; threads <= 3; threads++ {
-			o.Threads = threads
-			m := open(t, device(t, tier, o), dir)
+			m := open(t, device(t, tier, gpu.Options{Threads: threads, PackPrivately: form}), dir)
 			for _, size := range sizes[threads-1] {
 				var got []float32
 				for i := 0; i < len(ids); i += size {
@@ -427,7 +479,7 @@ func sameBits(t *testing.T, dir, tier string, ids [][]int32, other []int32, size
 				}
 				for i := range want {
 					if math.Float32bits(got[i]) != math.Float32bits(want[i]) {
-						t.Fatalf("%s weights, %d threads, batches of %d: value %d is %v, at first %v", form, threads, size, i, got[i], want[i])
+						t.Fatalf("%s weights, %d threads, batches of %d: value %d is %v, at first %v", formName(form), threads, size, i, got[i], want[i])
 					}
 				}
 			}
@@ -445,20 +497,19 @@ func BenchmarkMiniLM(b *testing.B) {
 		threads = 0
 	}
 	for _, tier := range cpu.Tiers() {
-		for form, o := range forms {
-			o.Threads = threads
-			b.Run(tier+"/"+form, func(b *testing.B) {
-				dev := device(b, tier, o)
+		for _, form := range forms {
+			b.Run(tier+"/"+formName(form), func(b *testing.B) {
+				dev := device(b, tier, gpu.Options{Threads: threads, PackPrivately: form})
 				m := open(b, dev, dir)
-				for _, shape := range [][2]int{{1, 16}, {1, 128}, {8, 128}, {32, 32}} {
-					b.Run(fmt.Sprintf("%dx%d", shape[0], shape[1]), func(b *testing.B) { embedBench(b, dev, m, shape[0], shape[1]) })
+				for _, shape := range [][2]int{{1, 16}, {1, 128}, {8, 128}, {32, 128}, {32, 32}} {
+					b.Run(fmt.Sprintf("%dx%d", shape[0], shape[1]), func(b *testing.B) { embedBench(b, dev, m, form, shape[0], shape[1]) })
 				}
 			})
 		}
 	}
 }
 
-func embedBench(b *testing.B, dev *cpu.Device, m *Model, texts, length int) {
+func embedBench(b *testing.B, dev *cpu.Device, m *Model, form pack.Form, texts, length int) {
 	ids := make([][]int32, texts)
 	for i := range ids {
 		ids[i] = make([]int32, length)
@@ -469,7 +520,7 @@ func embedBench(b *testing.B, dev *cpu.Device, m *Model, texts, length int) {
 	batch := NewBatch(ids)
 	dst := make([]float32, texts*m.config.HiddenSize)
 	best := time.Duration(math.MaxInt64)
-	before := dev.Peak()
+	before := dev.PeakOf(form)
 	b.ReportAllocs()
 	for b.Loop() {
 		start := time.Now()
@@ -478,7 +529,7 @@ func embedBench(b *testing.B, dev *cpu.Device, m *Model, texts, length int) {
 		}
 		best = min(best, time.Since(start))
 	}
-	peak := (before + dev.Peak()) / 2 * float64(dev.Info().Threads)
+	peak := (before + dev.PeakOf(form)) / 2 * float64(dev.Info().Threads)
 	h, f := float64(m.config.HiddenSize), float64(m.config.IntermediateSize)
 	flop := float64(m.config.NumHiddenLayers) * 2 * float64(texts*length) * (4*h*h + 2*h*f + 2*float64(length)*h)
 	s := b.Elapsed().Seconds() / float64(b.N)
