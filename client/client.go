@@ -215,7 +215,8 @@ func rootCause(err error) error {
 }
 
 // Attach takes a lease on a version and maps it. The caller closes the model. Errors: Invalid, NotFound, Corrupt,
-// Unavailable, Limit, Unsupported (another table version), Fault (its files are being cut). Options: [Prefault].
+// Unavailable, Limit, Unsupported (another table version, or a form that the version does not have), NoSpace, Fault (its files are
+// being cut). Options: [Prefault], [Form], [Tokenizers].
 func (c *Client) Attach(ctx context.Context, ref string, opts ...AttachOption) (*Model, error) {
 	if err := checkRef("attach", ref); err != nil {
 		return nil, err
@@ -224,7 +225,7 @@ func (c *Client) Attach(ctx context.Context, ref string, opts ...AttachOption) (
 	if err != nil {
 		return nil, c.fail("attach", ref, err)
 	}
-	m, err := c.attach(ctx, ref)
+	m, err := c.attach(ctx, ref, o)
 	if err != nil {
 		return nil, c.fail("attach", ref, err)
 	}
@@ -235,9 +236,9 @@ func (c *Client) Attach(ctx context.Context, ref string, opts ...AttachOption) (
 	return m, nil
 }
 
-func (c *Client) attach(ctx context.Context, ref string) (*Model, error) {
+func (c *Client) attach(ctx context.Context, ref string, o attachChoices) (*Model, error) {
 	var m *Model
-	err := c.leases.exchange(ctx, openRequest(ref),
+	err := c.leases.exchange(ctx, openRequest(ref, &zcstorev1.AttachOptions{Form: o.form, Tokenizers: o.tokenizers}),
 		func(reply *zcstorev1.AttachReply, fds *fdpass.Conn) error {
 			opened, err := opened(reply)
 			if err != nil {
@@ -252,9 +253,9 @@ func (c *Client) attach(ctx context.Context, ref string) (*Model, error) {
 	return m, nil
 }
 
-func openRequest(ref string) func() *zcstorev1.AttachRequest {
+func openRequest(ref string, o *zcstorev1.AttachOptions) func() *zcstorev1.AttachRequest {
 	return func() *zcstorev1.AttachRequest {
-		return &zcstorev1.AttachRequest{Step: &zcstorev1.AttachRequest_Open{Open: ref}}
+		return &zcstorev1.AttachRequest{Step: &zcstorev1.AttachRequest_Open{Open: ref}, Options: o}
 	}
 }
 
@@ -353,21 +354,31 @@ func (m *Model) mapFiles(a *zcstorev1.Attached, files []*os.File) (err error) {
 	if m.table, err = table.Open(tm.Bytes()); err != nil {
 		return zcerr.New(zcerr.Corrupt, "%w", err)
 	}
-	if m.table.Digest() != m.digest || m.table.Segments() != len(files)-1 {
+	if m.table.Digest() != m.digest || m.table.Segments() >= len(files) {
 		return zcerr.New(zcerr.Corrupt, "the table is of another version than the reply")
 	}
-	for i, f := range files[1:] {
-		sg, err := m.table.Segment(i)
+	own, more := files[1:1+m.table.Segments()], files[1+m.table.Segments():]
+	if m.segs, err = m.mapSegments(m.table, own); err != nil {
+		return err
+	}
+	return m.mapForms(a, more)
+}
+
+// mapSegments maps the files of a table.
+func (m *Model) mapSegments(t *table.Table, files []*os.File) (segs []*shm.Mapping, err error) {
+	for i, f := range files {
+		sg, err := t.Segment(i)
 		if err != nil {
-			return zcerr.New(zcerr.Corrupt, "%w", err)
+			return nil, zcerr.New(zcerr.Corrupt, "%w", err)
 		}
 		mp, err := shm.MapIn(m.gate, f, int(sg.Bytes))
 		if err != nil {
-			return zcerr.New(zcerr.Corrupt, "segment %d: %w", i, err)
+			return nil, zcerr.New(zcerr.Corrupt, "segment %d: %w", i, err)
 		}
 		m.maps = append(m.maps, mp)
+		segs = append(segs, mp)
 	}
-	return nil
+	return segs, nil
 }
 
 // renew takes the leases of all attached models anew, by digest, after the daemon went away: their pages are mapped and need
@@ -408,7 +419,7 @@ func (c *Client) renewAll(ctx context.Context, held []*Model) error {
 				if m.gen == c.leases.gen {
 					return nil
 				}
-				return openRequest(name + "@" + m.digest.String())()
+				return openRequest(name+"@"+m.digest.String(), m.asked())()
 			},
 			func(reply *zcstorev1.AttachReply, fds *fdpass.Conn) error {
 				m.gen, m.lease = c.leases.gen, 0

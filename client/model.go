@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/zcstore/zcstore/internal/fdpass"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -20,8 +21,11 @@ type Model struct {
 	ref    string
 	digest manifest.Digest
 	table  *table.Table
-	maps   []*shm.Mapping // the table's, then the segments'
-	gate   *region.Gate   // whoever reads them is inside
+	maps   []*shm.Mapping // all of them: the table's, its segments', and those of forms
+	segs   []*shm.Mapping // of the table's segments
+	form   derive.Form    // of the weights
+	forms  []derivedForm
+	gate   *region.Gate // whoever reads them is inside
 	faults prefaults
 	once   sync.Once
 	err    error
@@ -81,13 +85,21 @@ func (m *Model) tensor(row int) (tensor.View, table.Tensor, error) {
 	}
 	v := tensor.View{DType: r.DType, Shape: r.Shape}
 	if r.Bytes > 0 { // Tensor has checked that the segment exists and holds the range
-		b := m.maps[1+r.Segment].Bytes()
-		v.Data = b[r.Offset : r.Offset+uint64(r.Bytes) : r.Offset+uint64(r.Bytes)]
+		v.Data = bytesOf(m.segs, r)
+	}
+	if v.Packed, err = m.packed(row, r); err != nil {
+		return tensor.View{}, r, err
 	}
 	return v, r, nil
 }
 
-// Views are all tensors, by row, each as [Model.Tensor] gives it, in one go and with two allocations.
+// bytesOf is where a row lies, which its table has checked to be inside.
+func bytesOf(segs []*shm.Mapping, r table.Tensor) []byte {
+	b := segs[r.Segment].Bytes()
+	return b[r.Offset : r.Offset+uint64(r.Bytes) : r.Offset+uint64(r.Bytes)]
+}
+
+// Views are all tensors, by row, in their plain form, in one go and with two allocations.
 func (m *Model) Views() (all []tensor.View, err error) {
 	err = m.Read(func() error {
 		all = make([]tensor.View, m.table.Tensors())
@@ -95,8 +107,7 @@ func (m *Model) Views() (all []tensor.View, err error) {
 			v := &all[i]
 			v.DType, v.Shape = r.DType, r.Shape
 			if r.Bytes > 0 {
-				b := m.maps[1+r.Segment].Bytes()
-				v.Data = b[r.Offset : r.Offset+uint64(r.Bytes) : r.Offset+uint64(r.Bytes)]
+				v.Data = bytesOf(m.segs, r)
 			}
 		})
 	})
@@ -125,10 +136,10 @@ type Segment struct {
 	Bytes []byte // the whole file: a valid safetensors file
 }
 
-// Segments lists the mapped segments.
+// Segments lists the mapped segments of the version itself.
 func (m *Model) Segments() []Segment {
 	var out []Segment
-	for _, mp := range m.maps[1:] {
+	for _, mp := range m.segs {
 		out = append(out, Segment{Inode: mp.Inode(), Bytes: mp.Bytes()})
 	}
 	return out

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/region"
 )
@@ -39,7 +40,11 @@ func (p PrefaultPolicy) String() string {
 // AttachOption is a choice of an attach.
 type AttachOption func(*attachChoices)
 
-type attachChoices struct{ prefault PrefaultPolicy }
+type attachChoices struct {
+	prefault   PrefaultPolicy
+	form       string
+	tokenizers bool
+}
 
 // Prefault sets when the pages are mapped in.
 func Prefault(p PrefaultPolicy) AttachOption { return func(o *attachChoices) { o.prefault = p } }
@@ -48,6 +53,14 @@ func attachOptions(opts []AttachOption) (attachChoices, error) {
 	var o attachChoices
 	for _, f := range opts {
 		f(&o)
+	}
+	if o.form == "" {
+		o.form = os.Getenv(EnvForm)
+	}
+	if o.form != "" {
+		if _, err := derive.Parse(o.form); err != nil {
+			return o, err
+		}
 	}
 	if int(o.prefault) >= len(policyNames) {
 		return o, zcerr.New(zcerr.Invalid, "there is no prefault %v", o.prefault).WithHint("use client.PrefaultNone, PrefaultBackground or PrefaultWait")

@@ -3,6 +3,7 @@ package gpu
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -337,6 +338,17 @@ func (s *Stream) Gather(dst Matrix, tables []Lookup) {
 		}
 		if !s.vector(op, "ids", t.IDs, dst.Rows) || !s.hold(t.Table.gate) {
 			return
+		}
+	}
+	for i, t := range tables {
+		if t.Table.rows != nil {
+			tables = slices.Clone(tables)
+			for ; i < len(tables); i++ {
+				if rows := tables[i].Table.rows; rows != nil {
+					tables[i].Table = rows
+				}
+			}
+			break
 		}
 	}
 	s.q.Gather(dst, tables)

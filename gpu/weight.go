@@ -16,6 +16,7 @@ type Weight struct {
 	dev  Device
 	data any
 	gate *region.Gate // of the mapping it is in place on; nil: memory that does not go away
+	rows *Weight      // what is looked up in, of a weight whose products have another form; nil: itself
 }
 
 // WeightInfo is what everybody may know of a weight.
@@ -46,6 +47,33 @@ type PackedImporter interface {
 	// ImportPacked makes a weight of n outputs and k inputs of its panels, laid out as layout says: what [pack.P16] makes. As
 	// in Import the bytes live and stay as they are.
 	ImportPacked(v tensor.View, layout Layout, n, k int) (*Weight, error)
+}
+
+// ImportForm is Import of a tensor whose packed form lies beside it: products are computed on that, and rows of a table are
+// looked up in the plain bytes. A device that computes on packed weights begins its Import with it where v.Packed is set. A
+// form that the device does not know is an error, and the plain bytes are not used in its place.
+func ImportForm(dev Device, v tensor.View, role tensor.Role) (*Weight, error) {
+	p := *v.Packed
+	v.Packed = nil
+	if role == tensor.Lookup || role == tensor.Other { // nothing is multiplied
+		return dev.Import(v, role)
+	}
+	info, err := Describe(v, role)
+	if err != nil {
+		return nil, err
+	}
+	packed, ok := dev.(PackedImporter)
+	if !ok {
+		return nil, &OpError{Op: "import", Kind: ErrUnsupported, Reason: fmt.Sprintf("%s takes no packed weights (layout %s)", dev.Info().Name, p.Layout),
+			Operands: []Operand{{role.String(), v.Shape, v.DType}}}
+	}
+	w, err := packed.ImportPacked(tensor.View{DType: p.DType, Shape: p.Shape, Data: p.Data}, Layout{p.Layout, p.Version}, info.N, info.K)
+	if err != nil || role != tensor.LookupLinear {
+		return w, err
+	}
+	w.Role = role
+	w.rows, err = dev.Import(v, tensor.Lookup)
+	return w, err
 }
 
 // Mode says how a device came to a weight.

@@ -67,12 +67,19 @@ type Source interface {
 	Tensor(name string, want tensor.Shape) (tensor.View, tensor.Role, error)
 	// Child builds the module of that name, once: a child used twice is the same pointer.
 	Child(name string) (Module, error)
-	// Value is the bytes of that name, to be copied by whoever keeps them.
+	// Value is the bytes of that name. As views they live as long as the mapping behind them.
 	Value(name string) ([]byte, bool)
 	// ChildNames lists the children in stored order.
 	ChildNames() []string
 	// Device is where the weights are to be used.
 	Device() gpu.Device
+}
+
+// TableSource is a Source that may have compiled tokenizers beside their files.
+type TableSource interface {
+	// Tables is what the value of that name was compiled to, for tokenizer.Open: it lives as long as the mapping behind it. It is
+	// nil where there is only the value.
+	Tables(name string) ([]byte, error)
 }
 
 // Constructor rebuilds a module of one kind.

@@ -20,6 +20,7 @@ import (
 type LoadOptions struct {
 	Device   gpu.Device            // where the models compute; nil: the CPU, in place on the shared pages
 	Prefault client.PrefaultPolicy // when the pages are mapped in; zero: $ZCSTORE_PREFAULT, else by their first use
+	Form     string                // of the weights, see client.Form; empty: $ZCSTORE_FORM, else the tag's default, else plain
 }
 
 // Load attaches a version and fills the value that into points at: its models on shared memory, everything else copied. The
@@ -31,7 +32,7 @@ func Load(ctx context.Context, c *client.Client, ref string, into any, opt LoadO
 	if v.Kind() != reflect.Pointer || v.IsNil() {
 		return nil, zcerr.Wrap("load", ref, zcerr.New(zcerr.Invalid, "load into a pointer to a pipeline, not into a %T", into))
 	}
-	m, err := c.Attach(ctx, ref, client.Prefault(opt.Prefault))
+	m, err := c.Attach(ctx, ref, client.Prefault(opt.Prefault), client.Form(opt.Form), client.Tokenizers())
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +46,7 @@ func Load(ctx context.Context, c *client.Client, ref string, into any, opt LoadO
 	return m, nil
 }
 
-// Build gives the module at the root of an attached version. Errors as for Load.
+// Build gives the module at the root of an attached version, in the form that it was attached in. Errors as for Load.
 func Build(m *client.Model, opt LoadOptions) (mod models.Module, err error) {
 	err = m.Read(func() error {
 		mod, err = build(m, opt)
@@ -388,6 +389,14 @@ func (s *source) Value(name string) ([]byte, bool) {
 		return nil, false
 	}
 	return c.Value(), true
+}
+
+func (s *source) Tables(name string) ([]byte, error) {
+	c, ok := s.n.Child(name)
+	if !ok || c.Kind() != manifest.Value {
+		return nil, nil
+	}
+	return s.l.m.TokenizerTables(c)
 }
 
 func (s *source) Device() gpu.Device { return s.l.opt.Device }

@@ -23,7 +23,7 @@ type Pipeline struct {
 
 // Open attaches a text pipeline and rebuilds it. Errors: as for client.Attach; Invalid when what is stored is something else.
 func Open(ctx context.Context, c *client.Client, ref string, opts ...client.AttachOption) (*Pipeline, error) {
-	m, err := c.Attach(ctx, ref, opts...)
+	m, err := c.Attach(ctx, ref, append([]client.AttachOption{client.Tokenizers()}, opts...)...)
 	if err != nil {
 		return nil, err
 	}

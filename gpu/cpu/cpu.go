@@ -152,6 +152,9 @@ type weight struct {
 
 // Import implements gpu.Device. It never copies; F32 data has to lie on 4 bytes and 16-bit data on 2.
 func (d *Device) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
+	if v.Packed != nil {
+		return gpu.ImportForm(d, v, role)
+	}
 	info, err := gpu.Describe(v, role)
 	if err != nil {
 		return nil, err

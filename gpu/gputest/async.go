@@ -44,6 +44,11 @@ func (d *async) Import(v tensor.View, role tensor.Role) (*gpu.Weight, error) {
 		return nil, err
 	}
 	v.Data = append(make([]byte, 0, len(v.Data)+8), v.Data...)
+	if v.Packed != nil {
+		p := *v.Packed
+		p.Data = append(make([]byte, 0, len(p.Data)+8), p.Data...)
+		v.Packed = &p
+	}
 	w, err := d.inner.Import(v, role)
 	if err != nil {
 		return nil, err

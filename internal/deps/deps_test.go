@@ -45,7 +45,8 @@ var rules = []rule{
 		{to: "models/nn", reason: "layers compute; the daemon does not"},
 		{to: "models/bert", reason: "the daemon knows no architecture, so a new one needs no new daemon"},
 		{to: "models/arch", reason: "the table of architectures links every one of them"},
-		{to: "models/tokenizer", reason: "text is the worker's business; a tokenizer is stored as bytes"},
+		// models/tokenizer is allowed: the daemon compiles tokenizer.json into tables that all workers share, by models/derive.
+		{to: "models/text", reason: "the daemon makes tables of a tokenizer's file; texts are the worker's business"},
 		{to: "models/hf", reason: "source files are opened by the client, with the client's rights: the daemon must be no confused deputy"},
 		{to: "client/...", reason: "the daemon is never its own client"},
 	}},
@@ -79,7 +80,14 @@ var rules = []rule{
 		{to: "client/...", reason: "the store is below the socket, the client above it"},
 		{to: "models/hf", reason: "no importer of foreign files in the daemon"},
 	}},
+	{from: "models/derive", never: []edge{
+		{to: "gpu/...", reason: "recipes run in the daemon, which computes nothing"},
+		{to: "models/nn", reason: "recipes know roles and names, not layers"},
+		{to: "shm", reason: "recipes are pure: bytes in, bytes out"},
+	}},
 	{from: "internal/store", direct: true, never: []edge{
+		{to: "models/pack", reason: "the store knows forms by their names; models/derive has the recipes"},
+		{to: "models/tokenizer", reason: "the store knows forms by their names; models/derive has the recipes"},
 		{to: grpc + "/...", reason: "errors get their gRPC code in proto/zcerr, in one place"},
 		{to: "google.golang.org/protobuf/...", reason: "what is on the file system is not the wire's format"},
 	}},

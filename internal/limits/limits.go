@@ -41,13 +41,13 @@ type Limits struct {
 func Standard() Limits {
 	return Limits{
 		Conns: 10_000, ConnsPerUID: 1024, SilentPerUID: 32, LeasesPerUID: 65_536, Puts: 32, PutsPerUID: 8, ImportsPerUID: 2, ReservedFDs: 64,
-		InFlight: 16, Streams: 64, RecvBytes: 1 << 20, SendBytes: 4 << 20, HeaderBytes: 16 << 10,
+		InFlight: 32, Streams: 64, RecvBytes: 1 << 20, SendBytes: 4 << 20, HeaderBytes: 16 << 10,
 		Handshake: 10 * time.Second, Idle: 30 * time.Second, Unread: 30 * time.Second,
 	}
 }
 
-// minInFlight is what one attach may need: a table and eight segments.
-const minInFlight = 9
+// minInFlight is what one attach may need: a table and eight segments, and two forms with a table and three segments each.
+const minInFlight = 17
 
 type number struct {
 	flag, what string

@@ -33,6 +33,7 @@ const (
 	annNext    = "io.zcstore.next"    // number of the name's next automatic tag
 	annPinned  = "io.zcstore.pinned"  // "true": kept in memory
 	annOwner   = "io.zcstore.owner"   // uid that put it
+	annForm    = "io.zcstore.form"    // form of who attaches by this name and asks for none; empty: plain
 	timeLayout = "2006-01-02T15:04:05.000Z07:00"
 )
 
@@ -47,6 +48,7 @@ type Entry struct {
 	Next      int       // number of the name's next automatic tag
 	Pinned    bool      // keep it in memory
 	Owner     *uint32   // uid that put it, where it is known
+	Form      string    // of who attaches by this name and asks for none; empty: plain
 
 	image ocispec.Descriptor
 }
@@ -105,7 +107,7 @@ func ParseIndex(b []byte) (_ *Index, err error) {
 
 func parseEntry(d ocispec.Descriptor) (Entry, error) {
 	a := d.Annotations
-	e := Entry{Pinned: a[annPinned] == "true", Next: 1, image: d}
+	e := Entry{Pinned: a[annPinned] == "true", Next: 1, Form: a[annForm], image: d}
 	if _, err := fromOCI(d.Digest); err != nil {
 		return e, err
 	}
@@ -163,6 +165,9 @@ func encodeIndex(in *Index) ([]byte, error) {
 		}
 		if e.Pinned {
 			d.Annotations[annPinned] = "true"
+		}
+		if e.Form != "" {
+			d.Annotations[annForm] = e.Form
 		}
 		if e.Owner != nil {
 			d.Annotations[annOwner] = strconv.FormatUint(uint64(*e.Owner), 10)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
@@ -50,7 +51,7 @@ func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
 		switch step := req.Step.(type) {
 		case *zcstorev1.AttachRequest_Open:
 			begin := time.Now()
-			opened, release, err := s.handOut(conn, holder, step.Open)
+			opened, release, err := s.handOut(conn, holder, step.Open, ask(req.Options))
 			if err != nil {
 				s.log.Info("refused", zap.String("method", "attach"), zap.String("model", step.Open), zap.Stringer("kind", zcerr.KindOf(err)), zap.Uint32("uid", cred.UID), zap.Int32("pid", cred.PID), zap.Error(err))
 				reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Error{Error: wireError(zcerr.Wrap("attach", step.Open, err))}}
@@ -58,7 +59,7 @@ func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
 			}
 			mine[opened.Lease] = release
 			// At debug: workers attach all the time, and 'zcctl ps' has who holds what.
-			s.log.Debug("attach", zap.String("model", opened.Ref), zap.Uint64("lease", opened.Lease), zap.Uint32("uid", cred.UID), zap.Int32("pid", cred.PID), zap.Duration("dur", time.Since(begin)))
+			s.log.Debug("attach", zap.String("model", opened.Ref), zap.String("form", opened.Form), zap.Uint64("lease", opened.Lease), zap.Uint32("uid", cred.UID), zap.Int32("pid", cred.PID), zap.Duration("dur", time.Since(begin)))
 			reply = &zcstorev1.AttachReply{Step: &zcstorev1.AttachReply_Opened{Opened: opened}}
 		case *zcstorev1.AttachRequest_Release:
 			if release := mine[step.Release]; release != nil {
@@ -75,8 +76,16 @@ func (s *Server) Attach(stream zcstorev1.Store_AttachServer) error {
 	}
 }
 
+// ask is what a client wants beside the version. One that says nothing is of an older release, and can use nothing else.
+func ask(o *zcstorev1.AttachOptions) store.Ask {
+	if o == nil {
+		return store.Ask{Form: derive.Plain}
+	}
+	return store.Ask{Form: derive.Form(o.Form), Tokenizers: o.Tokenizers}
+}
+
 // handOut takes a lease and queues its files on the connection.
-func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (_ *zcstorev1.Attached, release func(), err error) {
+func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string, ask store.Ask) (_ *zcstorev1.Attached, release func(), err error) {
 	back, err := s.ledger.Lease(h.UID)
 	if err != nil {
 		return nil, nil, err
@@ -86,7 +95,7 @@ func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (_ *z
 			back()
 		}
 	}()
-	l, files, err := s.st.Attach(target, h)
+	l, files, err := s.st.AttachAs(target, h, ask)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -104,7 +113,12 @@ func (s *Server) handOut(conn *fdpass.Conn, h store.Holder, target string) (_ *z
 		}
 		return nil, nil, err
 	}
+	var derived []*zcstorev1.DerivedForm
+	for _, f := range l.Derived {
+		derived = append(derived, &zcstorev1.DerivedForm{Form: string(f.Form), Fds: uint32(f.Files), TableBytes: f.TableBytes})
+	}
 	return &zcstorev1.Attached{
+		Form: string(l.Form), Derived: derived,
 		Lease: l.ID, Digest: l.Digest[:], Ref: l.Ref, FirstFd: first, Fds: uint32(len(files)),
 		TableBytes: l.TableBytes, TableVersion: table.Version, Instance: s.st.Instance(), Seals: s.st.Seals(),
 	}, func() { s.st.Release(l.ID); back() }, nil

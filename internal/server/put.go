@@ -15,6 +15,7 @@ import (
 	"github.com/zcstore/zcstore/internal/fdpass"
 	"github.com/zcstore/zcstore/internal/peercred"
 	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
@@ -196,7 +197,7 @@ func recvManifest(stream zcstorev1.Store_PutServer) (*zcstorev1.PutBegin, store.
 		}
 		encoded = append(encoded, chunk...)
 	}
-	return begin, store.PutSpec{Ref: begin.Ref, Replace: begin.Replace, Manifest: encoded, Pending: bits(begin.Pending)}, nil
+	return begin, store.PutSpec{Ref: begin.Ref, Replace: begin.Replace, Manifest: encoded, Pending: bits(begin.Pending), Form: derive.Form(begin.Form)}, nil
 }
 
 func ended(err error) error {

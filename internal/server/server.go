@@ -24,6 +24,7 @@ import (
 	"github.com/zcstore/zcstore/internal/limits"
 	"github.com/zcstore/zcstore/internal/peercred"
 	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -278,7 +279,7 @@ func (s *Server) Show(_ context.Context, req *zcstorev1.ShowRequest) (*zcstorev1
 
 // Tag implements the service.
 func (s *Server) Tag(ctx context.Context, req *zcstorev1.TagRequest) (*zcstorev1.TagReply, error) {
-	digest, previous, err := s.st.Tag(req.Source, req.Target, req.Replace)
+	digest, previous, err := s.st.TagAs(req.Source, req.Target, req.Replace, derive.Form(req.Form))
 	if err != nil {
 		return nil, err
 	}
@@ -332,7 +333,7 @@ func (s *Server) Holders(req *zcstorev1.HoldersRequest, out zcstorev1.Store_Hold
 	for _, l := range s.st.Holders(req.Name) {
 		if err := out.Send(&zcstorev1.Holder{
 			Lease: l.ID, Ref: l.Ref, Digest: l.Digest[:], Pid: l.Holder.PID, Uid: l.Holder.UID, Command: l.Holder.Command,
-			SinceUnixMs: l.Since.UnixMilli(), Deleted: l.Deleted, Form: "plain",
+			SinceUnixMs: l.Since.UnixMilli(), Deleted: l.Deleted, Form: string(l.Form),
 		}); err != nil {
 			return err
 		}
@@ -346,7 +347,12 @@ func (s *Server) Status(context.Context, *zcstorev1.StatusRequest) (*zcstorev1.S
 	if err != nil {
 		return nil, err
 	}
+	var forms []*zcstorev1.FormStatus
+	for _, f := range st.Forms {
+		forms = append(forms, &zcstorev1.FormStatus{Form: string(f.Form), Versions: uint32(f.Versions), Bytes: f.Bytes})
+	}
 	return &zcstorev1.StatusReply{
+		Forms:    forms,
 		Protocol: Protocol, TableVersion: table.Version, SegmentFormat: store.SegmentFormat, Version: s.version,
 		Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Instance: st.Instance, Backing: st.Backing, Directory: st.Directory,
 		Guarantee: st.Guarantee, Durability: st.Durability, CapacityBytes: st.Capacity, FreeBytes: st.Free, UsedBytes: st.Used,
@@ -367,8 +373,24 @@ func versionInfo(v store.VersionInfo) *zcstorev1.VersionInfo {
 		Holders: uint32(v.Holders), CreatedUnixMs: v.Created.UnixMilli(), Deleted: v.Deleted, Kind: v.Kind,
 		TableBytes: v.TableBytes, Damaged: v.Damaged, Resident: v.Resident, OnDisk: v.OnDisk, Pinned: v.Pinned,
 	}
-	for _, sg := range v.Segments {
-		out.Segments = append(out.Segments, &zcstorev1.SegmentInfo{
+	out.Segments = segmentInfos(v.Segments)
+	for _, f := range v.Forms {
+		out.Forms = append(out.Forms, &zcstorev1.FormInfo{
+			Form: string(f.Form), Bytes: f.Bytes, TableBytes: f.TableBytes, Segments: segmentInfos(f.Segments), Holders: uint32(f.Holders),
+		})
+	}
+	for tag, f := range v.TagForms {
+		if out.TagForms == nil {
+			out.TagForms = map[string]string{}
+		}
+		out.TagForms[tag] = string(f)
+	}
+	return out
+}
+
+func segmentInfos(list []store.SegmentInfo) (out []*zcstorev1.SegmentInfo) {
+	for _, sg := range list {
+		out = append(out, &zcstorev1.SegmentInfo{
 			Id: sg.ID, SizeBytes: sg.SizeBytes, UsedBytes: sg.UsedBytes, Inode: sg.Inode, Versions: uint32(sg.Versions), Guarantee: sg.Guarantee,
 			Guards: guards(sg.Guards, sg.HugeBytes),
 		})

@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -51,6 +52,11 @@ func (s *Store) adopt() error {
 		}
 	}
 	s.touchByAgeLocked()
+	if !reboot {
+		for _, name := range s.adoptFormsLocked() {
+			keep[name] = true
+		}
+	}
 	for id := range s.segments {
 		keep[segmentPrefix+id] = true
 	}
@@ -94,6 +100,9 @@ func (s *Store) adoptNamesLocked(cat *catalog) {
 		if e.Pinned {
 			m.pinned[e.Version] = true
 		}
+		if f := derive.Form(e.Form); f.Derived() {
+			m.forms[e.Tag] = f
+		}
 		if e.Owner != nil && !s.ownerLocked(tableFile(e.Version)).known { // a reboot took the catalog
 			s.owned[tableFile(e.Version)] = *e.Owner
 		}
@@ -130,7 +139,7 @@ func (s *Store) takeOverLocked(name, tag string, d manifest.Digest, from *model)
 		}
 	}
 	s.models[m.name] = m
-	m.tags[tag] = d
+	m.point(tag, d, from.forms[tag])
 	m.created[d] = from.created[d]
 	m.next = max(m.next, from.next)
 	if from.pinned[d] {

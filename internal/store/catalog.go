@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -45,6 +46,7 @@ type modelJSON struct {
 	Tags    map[string]manifest.Digest    `json:"tags"`
 	Created map[manifest.Digest]time.Time `json:"created"`
 	Pinned  []manifest.Digest             `json:"pinned,omitempty"`
+	Forms   map[string]derive.Form        `json:"forms,omitempty"` // of tags
 }
 
 // catalog is what the file says.
@@ -111,6 +113,11 @@ func parseModel(name string, mj modelJSON) (*model, error) {
 		m.tags[tag] = d
 		m.created[d] = mj.Created[d]
 	}
+	for tag, f := range mj.Forms {
+		if _, ok := m.tags[tag]; ok && f.Derived() {
+			m.forms[tag] = f
+		}
+	}
 	for _, d := range mj.Pinned {
 		if _, ok := m.created[d]; ok {
 			m.pinned[d] = true
@@ -125,7 +132,7 @@ var errNewer = errors.New("written by a newer release")
 func encodeCatalog(c *catalog) ([]byte, error) {
 	models := map[string]modelJSON{}
 	for name, m := range c.models {
-		mj := modelJSON{Next: m.next, Tags: m.tags, Created: m.created}
+		mj := modelJSON{Next: m.next, Tags: m.tags, Created: m.created, Forms: m.forms}
 		for d := range m.pinned {
 			mj.Pinned = append(mj.Pinned, d)
 		}

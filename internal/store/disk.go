@@ -101,7 +101,7 @@ func (s *Store) entriesLocked(next *model) []oci.Entry {
 			if s.disk[d] == nil {
 				continue
 			}
-			e := oci.Entry{Name: m.name, Tag: tag, Version: d, Created: m.created[d], Next: m.next, Pinned: m.pinned[d]}
+			e := oci.Entry{Name: m.name, Tag: tag, Version: d, Created: m.created[d], Next: m.next, Pinned: m.pinned[d], Form: string(m.forms[tag])}
 			if o := s.ownerLocked(tableFile(d)); o.known {
 				e.Owner = &o.uid
 			}

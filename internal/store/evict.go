@@ -13,8 +13,8 @@ import (
 // taking their leases anew.
 const evictGrace = 5 * time.Second
 
-// reserveOrEvict is reserve that takes versions out of memory when it must: least recently used first, only such as are on
-// disk, and never one that somebody holds or that is pinned.
+// reserveOrEvict is reserve that makes room when it must, the least recently used first: it drops forms, which can be made
+// again, then takes versions out of memory that are on disk. Never one that somebody holds or that is pinned.
 func (p *Put) reserveOrEvict() error {
 	for {
 		err := p.reserve()
@@ -39,10 +39,13 @@ func (p *Put) unreserve() {
 	}
 }
 
-// evictOne takes the least recently used version out of memory. It does nothing, and says so, when all that may be evicted
-// together would not make room for need bytes.
+// evictOne drops the least recently used form, or else takes the least recently used version out of memory. It does nothing,
+// and says so, when all that may go together would not make room for need bytes.
 func (s *Store) evictOne(need uint64) bool {
-	if s.data == nil {
+	s.mu.Lock()
+	forms := len(s.idleFormsLocked())
+	s.mu.Unlock()
+	if s.data == nil && forms == 0 {
 		return false
 	}
 	s.waitForLeases()
@@ -52,9 +55,18 @@ func (s *Store) evictOne(need uint64) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := s.evictableLocked()
-	if len(list) == 0 || room.Free+s.freeableLocked(list) < need {
+	list, idle := s.evictableLocked(), s.idleFormsLocked()
+	all := list
+	for _, f := range idle {
+		all = append(all, f.version)
+	}
+	if len(all) == 0 || room.Free+s.freeableLocked(all) < need {
 		return false
+	}
+	if len(idle) > 0 {
+		s.log.Info("dropped a form", zap.Stringer("digest", idle[0].key.source), zap.String("form", string(idle[0].key.form)), zap.Uint64("bytes", idle[0].bytes))
+		s.dropFormLocked(idle[0])
+		return true
 	}
 	v := list[0]
 	s.log.Info("evicted from memory", zap.Stringer("digest", v.digest), zap.Uint64("bytes", v.bytes))

@@ -219,8 +219,8 @@ func (p *Put) Settle() (again []manifest.Digest, err error) {
 	if p.missing > 0 {
 		return nil, zcerr.New(zcerr.Invalid, "commit before all bytes were sent")
 	}
-	if len(p.pending) > 0 {
-		if p.redundant() {
+	if len(p.pending) > 0 || p.form != nil {
+		if p.form == nil && p.redundant() {
 			for _, row := range p.pending {
 				again = append(again, p.man.Tensors[row].SHA256)
 			}

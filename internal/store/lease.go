@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -30,8 +31,24 @@ type Lease struct {
 	Holder     Holder
 	Since      time.Time
 	TableBytes uint64
+	Form       derive.Form   // of the weights
+	Derived    []DerivedForm // handed out behind the version's own files, in this order
 
-	v *version
+	v     *version
+	forms []*formed
+}
+
+// DerivedForm is a form that a lease holds: a table of TableBytes and its segments, Files in all.
+type DerivedForm struct {
+	Form       derive.Form
+	Files      int
+	TableBytes uint64
+}
+
+// Ask is what an attach wants beside the version.
+type Ask struct {
+	Form       derive.Form // of the weights; empty: the tag's default, else plain
+	Tokenizers bool        // the tables of the version's tokenizers, if it has any
 }
 
 // LeaseInfo is a lease as `zcctl ps` shows it.
@@ -40,26 +57,51 @@ type LeaseInfo struct {
 	Deleted bool // no tag names the version any more
 }
 
-// Attach takes a lease on a version and opens its files: the table first, then the segments in the table's order, each
-// O_RDONLY with its own file description. A version that is only on disk is loaded first. The caller owns the files. Errors:
-// Invalid, NotFound, Corrupt; NoSpace when a version of the disk does not fit into memory.
-func (s *Store) Attach(target string, h Holder) (l *Lease, files []*os.File, err error) {
+// Attach is AttachAs of the plain form, whatever the tag's default.
+func (s *Store) Attach(target string, h Holder) (*Lease, []*os.File, error) {
+	return s.AttachAs(target, h, Ask{Form: derive.Plain})
+}
+
+// AttachAs takes a lease on a version and opens its files: the table first, then the segments in the table's order, then those of
+// each form that is asked for in the same way, each O_RDONLY with its own file description. A version that is only on disk is
+// loaded first, and a form that is not in memory is made. The caller owns the files. Errors: Invalid, NotFound, Corrupt;
+// Unsupported for a form that cannot be made; NoSpace when a version of the disk or a form does not fit into memory.
+func (s *Store) AttachAs(target string, h Holder, ask Ask) (l *Lease, files []*os.File, err error) {
 	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
 		return nil, nil, zcerr.New(zcerr.Invalid, "%w", err)
 	}
-	l, files, err = s.attachResident(r, h)
-	var cold *coldError
-	for try := 0; errors.As(err, &cold) && try < 3; try++ { // files that go away while we look make more than one
-		done := s.want(cold.digest)
-		if err = s.loadVersion(cold.digest); err == nil {
-			l, files, err = s.attachResident(r, h)
+	if ask.Form != "" {
+		if _, err := derive.Parse(string(ask.Form)); err != nil {
+			return nil, nil, err
 		}
-		done()
+	}
+	l, files, err = s.attachResident(r, h, ask)
+	for try := 0; try < maxTries; try++ { // files that go away while we look make more than one
+		var cold *coldError
+		var raw *rawError
+		switch {
+		case errors.As(err, &cold):
+			defer s.want(cold.digest)()
+			err = s.loadVersion(cold.digest)
+		case errors.As(err, &raw):
+			defer s.want(raw.source)()
+			defer s.askFor(raw.formKey)()
+			err = s.makeForm(raw.formKey)
+		default:
+			return l, files, err
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		l, files, err = s.attachResident(r, h, ask)
 	}
 	return l, files, err
 }
+
+// maxTries is how often an attach loads or makes what it finds missing: a version, two forms of it, and what went meanwhile.
+const maxTries = 6
 
 // want keeps a version that is on its way from disk from being evicted before it is attached.
 func (s *Store) want(d manifest.Digest) (done func()) {
@@ -79,55 +121,99 @@ func (s *Store) unwantLocked(d manifest.Digest) {
 	}
 }
 
-// attachResident is Attach for a version in memory. Errors: *coldError when it is only on disk.
-func (s *Store) attachResident(r ref.Ref, h Holder) (*Lease, []*os.File, error) {
+// attachResident is AttachAs for a version in memory. Errors: *coldError when it is only on disk,
+// *rawError when a form must be made first.
+func (s *Store) attachResident(r ref.Ref, h Holder, ask Ask) (*Lease, []*os.File, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, tag, err := s.resolveLocked(r)
 	if err != nil {
 		return nil, nil, err
 	}
-	files, err := s.openFilesLocked(v)
+	if ask.Form == "" {
+		ask.Form = s.models[r.Name].formOf(r)
+	}
+	forms, err := s.formsLocked(v, ask.Form, ask.Tokenizers)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := s.openVersionLocked(v)
+	for _, f := range forms {
+		if err != nil {
+			break
+		}
+		var more []*os.File
+		if more, err = s.openFormLocked(f); err != nil {
+			closeAll(files)
+		}
+		files = append(files, more...)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
 	s.touchLocked(v.digest)
 	s.nextID++
-	l := &Lease{ID: s.nextID, Ref: r.Name + ":" + tag, Digest: v.digest, Holder: h, Since: time.Now(), TableBytes: v.tableUse.Size, v: v}
+	l := &Lease{ID: s.nextID, Ref: r.Name + ":" + tag, Digest: v.digest, Holder: h, Since: time.Now(), TableBytes: v.tableUse.Size, Form: ask.Form, v: v, forms: forms}
 	s.leases[l.ID] = l
 	v.leases++
+	for _, f := range forms {
+		f.leases++
+		s.touchFormLocked(f)
+		l.Derived = append(l.Derived, DerivedForm{f.key.form, 1 + len(f.segs), f.tableUse.Size})
+	}
 	return l, files, nil
 }
 
-func (s *Store) openFilesLocked(v *version) ([]*os.File, error) {
-	names := []string{tableFile(v.digest)}
-	for _, sg := range v.segs {
-		names = append(names, sg.file())
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
 	}
-	var files []*os.File
-	for i, n := range names {
-		f, err := s.dir.Open(n)
-		if err != nil {
-			for _, f := range files {
-				f.Close()
-			}
-			if errors.Is(err, os.ErrNotExist) {
-				var gone *segment
-				if i > 0 {
-					gone = v.segs[i-1]
-				}
-				s.dropGoneLocked(v, gone)
-				if s.coldLocked(v.digest) != nil {
-					return nil, &coldError{v.digest}
-				}
-				return nil, zcerr.New(zcerr.Corrupt, "a file of %s was removed behind the daemon's back", v.digest.Short()).
-					WithHint("put the model again; keep other programs out of the segment directory (RemoveIPC=no)")
-			}
-			return nil, err
+}
+
+// openVersionLocked opens a version's files. A version whose files are gone is taken out of memory.
+func (s *Store) openVersionLocked(v *version) ([]*os.File, error) {
+	files, gone, err := s.openFilesLocked(tableFile(v.digest), v)
+	if !errors.Is(err, os.ErrNotExist) {
+		return files, err
+	}
+	s.dropGoneLocked(v, gone)
+	if s.coldLocked(v.digest) != nil {
+		return nil, &coldError{v.digest}
+	}
+	return nil, zcerr.New(zcerr.Corrupt, "a file of %s was removed behind the daemon's back", v.digest.Short()).
+		WithHint("put the model again; keep other programs out of the segment directory (RemoveIPC=no)")
+}
+
+// openFormLocked opens a form's files. One whose files are gone is made again.
+func (s *Store) openFormLocked(f *formed) ([]*os.File, error) {
+	files, gone, err := s.openFilesLocked(formFile(f.digest), f.version)
+	if !errors.Is(err, os.ErrNotExist) {
+		return files, err
+	}
+	for _, other := range s.forms {
+		if other == f || gone != nil && slices.Contains(other.segs, gone) {
+			s.log.Error("files of a form are gone", zap.Stringer("digest", other.key.source), zap.String("form", string(other.key.form)))
+			s.dropFormLocked(other)
+		}
+	}
+	return nil, &rawError{f.key}
+}
+
+// openFilesLocked opens a table and the segments behind it. gone is the segment that is not there any more; nil: the table.
+func (s *Store) openFilesLocked(table string, v *version) (files []*os.File, gone *segment, err error) {
+	f, err := s.dir.Open(table)
+	if err != nil {
+		return nil, nil, err
+	}
+	files = append(files, f)
+	for _, sg := range v.segs {
+		if f, err = s.dir.Open(sg.file()); err != nil {
+			closeAll(files)
+			return nil, sg, err
 		}
 		files = append(files, f)
 	}
-	return files, nil
+	return files, nil, nil
 }
 
 // Release ends a lease, and frees the version when it was deleted and this was its last. Releasing twice does nothing.
@@ -139,9 +225,15 @@ func (s *Store) Release(id uint64) {
 		return
 	}
 	delete(s.leases, id)
-	l.v.leases--
-	if l.v.deleted && l.v.leases == 0 {
-		delete(s.held, l.v)
+	s.letGoLocked(l.v)
+	for _, f := range l.forms {
+		s.letGoLocked(f.version)
+	}
+}
+
+func (s *Store) letGoLocked(v *version) {
+	if v.leases--; v.deleted && v.leases == 0 {
+		delete(s.held, v)
 	}
 }
 
@@ -293,6 +385,10 @@ func (s *Store) namedLocked(d manifest.Digest) bool {
 // forgetVersionLocked takes a version out of the store and unlinks its files. Leases keep what they have mapped: the kernel
 // frees those pages when the last mapping goes.
 func (s *Store) forgetVersionLocked(v *version) {
+	for _, f := range s.formsOfLocked(v.digest) {
+		s.dropFormLocked(f)
+		v.dropped = append(v.dropped, f.version)
+	}
 	s.removeLocked(tableFile(v.digest))
 	s.dropLocked(v)
 }

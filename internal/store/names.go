@@ -5,12 +5,14 @@ import (
 	"time"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 )
 
-// nameLocked points the tags of a reference at a digest, durably. names must be held. On error nothing has changed.
-func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
+// nameLocked points the tags of a reference at a digest, durably. names must be held. A form becomes the default of these tags;
+// with none, a tag keeps the one that it has: it goes with the name, not with what that points at. On error nothing has changed.
+func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool, form derive.Form) error {
 	if err := s.checkTargetLocked(r, d, replace); err != nil {
 		return err
 	}
@@ -19,14 +21,14 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 		m = old.clone()
 	}
 	if r.Tag != "" {
-		m.tags[r.Tag] = d
+		m.point(r.Tag, d, form)
 	} else {
-		m.tags[ref.Latest] = d
+		m.point(ref.Latest, d, form)
 		if !m.hasAuto(d) {
 			for m.tags[m.auto()] != (manifest.Digest{}) {
 				m.next++
 			}
-			m.tags[m.auto()] = d
+			m.point(m.auto(), d, form)
 			m.next++
 		}
 	}
@@ -40,6 +42,28 @@ func (s *Store) nameLocked(r ref.Ref, d manifest.Digest, replace bool) error {
 	failpoint.Reached("tag.named")
 	s.releaseUnnamedLocked(gone)
 	return nil
+}
+
+// point sets a tag, and the default form of who attaches by it, unless that is empty.
+func (m *model) point(tag string, d manifest.Digest, form derive.Form) {
+	m.tags[tag] = d
+	if form.Derived() {
+		m.forms[tag] = form
+	} else if form == derive.Plain {
+		delete(m.forms, tag)
+	}
+}
+
+// formOf is the form of who attaches by a reference and names none. A version that is named by its digest alone is plain.
+func (m *model) formOf(r ref.Ref) derive.Form {
+	tag := r.Tag
+	if tag == "" && r.Digest == nil {
+		tag = ref.Latest
+	}
+	if f, ok := m.forms[tag]; ok {
+		return f
+	}
+	return derive.Plain
 }
 
 // now is the wall clock to the millisecond, as the catalog has it.
@@ -75,17 +99,25 @@ func (m *model) clone() *model {
 	for k, v := range m.tags {
 		c.tags[k] = v
 	}
+	for k, v := range m.forms {
+		c.forms[k] = v
+	}
 	for k, v := range m.created {
 		c.created[k] = v
 	}
 	return c
 }
 
-// pruneCreated forgets digests that no tag of the model names any more, and lists them.
+// pruneCreated forgets digests that no tag of the model names any more, and lists them, and the forms of tags that are gone.
 func (m *model) pruneCreated() []manifest.Digest {
 	named := map[manifest.Digest]bool{}
 	for _, d := range m.tags {
 		named[d] = true
+	}
+	for tag := range m.forms {
+		if _, ok := m.tags[tag]; !ok {
+			delete(m.forms, tag)
+		}
 	}
 	var gone []manifest.Digest
 	for d := range m.created {

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/models/table"
@@ -18,6 +19,7 @@ type Put struct {
 	s       *Store
 	ref     ref.Ref
 	replace bool
+	tagForm derive.Form
 	kept    *Put // see PutSpec
 	owner   owner
 	man     *manifest.Manifest
@@ -34,7 +36,8 @@ type Put struct {
 	crc     []uint32         // row -> its CRC32C
 	missing int              // wanted rows that are not filled
 	settled bool
-	inside  bool // of the store itself: a compaction, which no client has open
+	inside  bool     // of the store itself: a compaction, which no client has open
+	form    *formKey // what is made is this form; nil: a version
 
 	wantedBytes, sharedBytes uint64
 	reserved                 uint64 // of the budget, until the end
@@ -53,11 +56,12 @@ type PutResult struct {
 // PutSpec is what a put begins with.
 type PutSpec struct {
 	Ref      string
-	Replace  bool   // let an explicit tag move to other bytes
-	Manifest []byte // canonical
-	Pending  []int  // rows that have zeros for a digest, ascending: theirs is the digest of what arrives
-	Owner    uint32 // uid that the memory counts for
-	Kept     *Put   // a put that Settle refused, whose bytes FillKept takes; it does not count against MaxPuts
+	Replace  bool        // let an explicit tag move to other bytes
+	Form     derive.Form // default of the tags that it sets; empty: as they have it
+	Manifest []byte      // canonical
+	Pending  []int       // rows that have zeros for a digest, ascending: theirs is the digest of what arrives
+	Owner    uint32      // uid that the memory counts for
+	Kept     *Put        // a put that Settle refused, whose bytes FillKept takes; it does not count against MaxPuts
 }
 
 // BeginPut is Begin with a complete manifest.
@@ -112,11 +116,16 @@ func (s *Store) newPut(spec PutSpec) (*Put, error) {
 	if r.Digest != nil {
 		return nil, zcerr.New(zcerr.Invalid, "reference %s: a put cannot choose its digest", spec.Ref).WithHint("leave the @sha256:... away")
 	}
+	if spec.Form != "" {
+		if _, err := derive.Parse(string(spec.Form)); err != nil {
+			return nil, err
+		}
+	}
 	man, digest, err := manifest.Decode(spec.Manifest)
 	if err != nil {
 		return nil, zcerr.New(zcerr.Invalid, "%w", err)
 	}
-	p := &Put{s: s, ref: r, replace: spec.Replace, kept: spec.Kept, owner: owner{spec.Owner, true}, man: man, digest: digest, pending: spec.Pending}
+	p := &Put{s: s, ref: r, replace: spec.Replace, tagForm: spec.Form, kept: spec.Kept, owner: owner{spec.Owner, true}, man: man, digest: digest, pending: spec.Pending}
 	for k, row := range p.pending {
 		if row < 0 || row >= len(man.Tensors) || (k > 0 && p.pending[k-1] >= row) || man.Tensors[row].SHA256 != (manifest.Digest{}) {
 			return nil, zcerr.New(zcerr.Invalid, "pending row %d of %d is not there, not in order, or has a digest", row, len(man.Tensors))
@@ -258,12 +267,12 @@ func (p *Put) Commit() (_ *PutResult, err error) {
 		v.created = now()
 		s.addVersionLocked(v)
 		s.settleLocked(staged)
-		if err = s.nameLocked(p.ref, p.digest, p.replace); err != nil && !s.namedLocked(p.digest) {
+		if err = s.nameLocked(p.ref, p.digest, p.replace, p.tagForm); err != nil && !s.namedLocked(p.digest) {
 			s.forgetVersionLocked(v)
 		}
 	default: // stored already, perhaps by a put that was faster
 		s.settleLocked(staged)
-		err = s.nameLocked(p.ref, p.digest, p.replace)
+		err = s.nameLocked(p.ref, p.digest, p.replace, p.tagForm)
 	}
 	s.unsettleLocked(p.digest)
 	if fresh != nil {
@@ -327,7 +336,7 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 		return nil, p.s.explainLocked(err)
 	}
 	defer w.Abort()
-	name := tableFile(p.digest)
+	name := p.file()
 	if _, err := w.WriteAt(encoded, 0); err != nil {
 		return nil, err
 	}
@@ -346,6 +355,14 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 	v := newVersion(p.man, p.digest, use, segs, p.locs)
 	p.ownLocked(fresh)
 	return v, nil
+}
+
+// file is where the table of what is put goes.
+func (p *Put) file() string {
+	if p.form != nil {
+		return formFile(p.digest)
+	}
+	return tableFile(p.digest)
 }
 
 // Abort gives everything back that the put reserved. After Commit it does nothing.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/ref"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -29,10 +30,21 @@ type VersionInfo struct {
 	Holders     int
 	Created     time.Time
 	Deleted     bool
-	Resident    bool   // in memory now
-	OnDisk      bool   // in the data directory
-	Pinned      bool   // kept in memory
-	Damaged     string // why it is not served; empty otherwise
+	Resident    bool                   // in memory now
+	OnDisk      bool                   // in the data directory
+	Pinned      bool                   // kept in memory
+	Damaged     string                 // why it is not served; empty otherwise
+	Forms       []FormInfo             // made of it and in memory, by name
+	TagForms    map[string]derive.Form // default form of its tags, where that is not plain
+}
+
+// FormInfo is a form of a version in memory.
+type FormInfo struct {
+	Form       derive.Form
+	Bytes      uint64 // of what was made, as the version uses it
+	TableBytes uint64
+	Segments   []SegmentInfo
+	Holders    int
 }
 
 // SegmentInfo is one file of a version.
@@ -59,14 +71,35 @@ func (s *Store) infoLocked(name string, v *version) VersionInfo {
 			info.Created = c
 		}
 	}
+	info.Segments = s.segmentInfos(v)
+	for _, f := range s.formsOfLocked(v.digest) {
+		info.Forms = append(info.Forms, FormInfo{Form: f.key.form, Bytes: f.bytes, TableBytes: f.tableUse.Size, Segments: s.segmentInfos(f.version), Holders: f.leases})
+	}
+	info.TagForms = s.tagFormsLocked(name, info.Tags)
+	return info
+}
+
+func (s *Store) segmentInfos(v *version) (out []SegmentInfo) {
 	guards := s.dir.Guarantee()
 	for i, sg := range v.segs {
-		info.Segments = append(info.Segments, SegmentInfo{
+		out = append(out, SegmentInfo{
 			ID: sg.id[:12], SizeBytes: sg.use.Size, UsedBytes: v.used[i], Inode: sg.use.Inode, Versions: sg.refs,
 			Guards: guards, HugeBytes: sg.huge, Guarantee: guardWords(guards, os.Geteuid()),
 		})
 	}
-	return info
+	return out
+}
+
+func (s *Store) tagFormsLocked(name string, tags []string) map[string]derive.Form {
+	out := map[string]derive.Form{}
+	if m := s.models[name]; m != nil {
+		for _, tag := range tags {
+			if f, ok := m.forms[tag]; ok {
+				out[tag] = f
+			}
+		}
+	}
+	return out
 }
 
 // goneLocked tells that no tag names a version any more. One that was compacted is deleted only where it was.
@@ -95,6 +128,7 @@ func (s *Store) anyInfoLocked(name string, d manifest.Digest) VersionInfo {
 	if m := s.models[name]; m != nil {
 		info.Tags, info.Created = m.tagsOf(d), m.created[d]
 	}
+	info.TagForms = s.tagFormsLocked(name, info.Tags)
 	return info
 }
 
@@ -155,10 +189,21 @@ func (s *Store) Show(target string) (VersionInfo, error) {
 	return s.anyInfoLocked(r.Name, d), nil
 }
 
-// Tag points a tag at a stored version, of the same model or another: a name is only a name. previous is what it pointed at, zero when it is new.
-// Errors: Invalid, NotFound, Conflict without replace.
+// Tag is TagAs that leaves the tag's default form as it is.
 func (s *Store) Tag(source, target string, replace bool) (digest, previous manifest.Digest, err error) {
+	return s.TagAs(source, target, replace, "")
+}
+
+// TagAs points a tag at a stored version, of the same model or another: a name is only a name. previous is what it pointed at,
+// zero when it is new. form becomes the default of who attaches by the tag; empty leaves that as it is, plain for a new tag.
+// Errors: Invalid, NotFound, Conflict without replace.
+func (s *Store) TagAs(source, target string, replace bool, form derive.Form) (digest, previous manifest.Digest, err error) {
 	defer explainInto(&err)
+	if form != "" {
+		if _, err := derive.Parse(string(form)); err != nil {
+			return digest, previous, err
+		}
+	}
 	src, err := ref.Parse(source)
 	if err != nil {
 		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err)
@@ -181,7 +226,7 @@ func (s *Store) Tag(source, target string, replace bool) (digest, previous manif
 	if m := s.models[dst.Name]; m != nil {
 		previous = m.tags[dst.Tag]
 	}
-	return digest, previous, s.nameLocked(dst, digest, replace)
+	return digest, previous, s.nameLocked(dst, digest, replace, form)
 }
 
 // Removed is what Remove did.
@@ -257,7 +302,9 @@ func (s *Store) untagLocked(m *model, tags []string) (Removed, error) {
 	counted := map[*segment]bool{}
 	for _, v := range s.releaseUnnamedLocked(gone) {
 		out.Versions = append(out.Versions, v.digest)
-		s.accountLocked(v, counted, &out)
+		for _, v := range append(v.dropped, v) {
+			s.accountLocked(v, counted, &out)
+		}
 	}
 	return out, nil
 }
@@ -333,8 +380,42 @@ type Status struct {
 	Durability  string
 	BudgetBytes uint64
 	Data        DataStatus
-	Cold        int // versions that are only on disk
-	Unwritten   int // versions that are in memory only, although there is a data directory
+	Cold        int          // versions that are only on disk
+	Unwritten   int          // versions that are in memory only, although there is a data directory
+	Forms       []FormStatus // what was made of versions and is in memory, by name
+}
+
+// FormStatus is all that is in memory of one form.
+type FormStatus struct {
+	Form     derive.Form
+	Versions int    // that have it
+	Bytes    uint64 // blocks of its segments and tables, each once
+}
+
+// formStatusLocked counts each segment once, whichever versions use it.
+func (s *Store) formStatusLocked() (out []FormStatus) {
+	by := map[derive.Form]*FormStatus{}
+	seen := map[*segment]bool{}
+	for k, f := range s.forms {
+		st := by[k.form]
+		if st == nil {
+			st = &FormStatus{Form: k.form}
+			by[k.form] = st
+		}
+		st.Versions++
+		st.Bytes += f.tableUse.Blocks
+		for _, sg := range f.segs {
+			if !seen[sg] {
+				seen[sg] = true
+				st.Bytes += sg.use.Blocks
+			}
+		}
+	}
+	for _, st := range by {
+		out = append(out, *st)
+	}
+	slices.SortFunc(out, func(a, b FormStatus) int { return strings.Compare(string(a.Form), string(b.Form)) })
+	return out
 }
 
 // Status reads the totals.
@@ -358,6 +439,7 @@ func (s *Store) Status() (_ Status, err error) {
 		Models: len(s.models), Versions: len(s.versions) + s.countColdLocked(), Damaged: len(s.lost), Segments: len(s.segments),
 		Leases: len(s.leases), OpenPuts: s.openPuts, Durability: durability, Data: data, Cold: s.countColdLocked(), Unwritten: s.countUnwrittenLocked(),
 		Backing: s.dir.Kind(), Guards: guards, HugeBytes: s.hugeBytesLocked(), Guarantee: guardWords(guards, os.Geteuid()), BudgetBytes: s.opt.MaxBytes,
+		Forms: s.formStatusLocked(),
 	}, nil
 }
 
@@ -368,6 +450,9 @@ func (s *Store) usedBytesLocked() uint64 {
 	}
 	for _, v := range s.versions {
 		n += v.tableUse.Blocks
+	}
+	for _, f := range s.forms {
+		n += f.tableUse.Blocks
 	}
 	return n
 }

@@ -8,6 +8,7 @@
 //	lock        flock of the daemon that serves this directory
 //	catalog     names, tags and the digests they point at (catalog.go)
 //	t-<digest>  a version: its table (models/table)
+//	f-<digest>  a form of a version that was made of it: its table (form.go)
 //	s-<id>      a segment: a valid safetensors file
 //
 // A file is published before the catalog names it and unlinked after the catalog forgets it, so whatever the moment of a
@@ -37,6 +38,7 @@ import (
 	"github.com/zcstore/zcstore/internal/memlimit"
 	"github.com/zcstore/zcstore/internal/oci"
 	"github.com/zcstore/zcstore/internal/units"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -106,7 +108,10 @@ type Store struct {
 	lost     map[manifest.Digest]error    // guarded by mu; named by the catalog, but their files are not whole
 	segments map[string]*segment          // guarded by mu; linked ones
 	content  map[manifest.Digest]place    // guarded by mu; where a tensor of dedupBytes or more lies
-	held     map[*version]struct{}        // guarded by mu; deleted, and leases hold them
+	held     map[*version]struct{}        // guarded by mu; versions and forms, deleted, and leases hold them
+	forms    map[formKey]*formed          // guarded by mu; what was made of versions that are in memory
+	making   map[formKey]*load            // guarded by mu; forms that are being made
+	asked    map[formKey]int              // guarded by mu; how many attaches want a form
 	leases   map[uint64]*Lease            // guarded by mu
 	disk     map[manifest.Digest]*onDisk  // guarded by mu; versions that are on disk and named, or just being named
 	loads    map[manifest.Digest]*load    // guarded by mu; on their way from disk to memory
@@ -131,14 +136,15 @@ type model struct {
 	tags    map[string]manifest.Digest
 	created map[manifest.Digest]time.Time
 	pinned  map[manifest.Digest]bool // kept in memory
+	forms   map[string]derive.Form   // tag -> form of who names none; none: plain
 	next    int                      // number of the next automatic tag
 }
 
 func newModel(name string) *model {
-	return &model{name: name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, pinned: map[manifest.Digest]bool{}, next: 1}
+	return &model{name: name, tags: map[string]manifest.Digest{}, created: map[manifest.Digest]time.Time{}, pinned: map[manifest.Digest]bool{}, forms: map[string]derive.Form{}, next: 1}
 }
 
-// version is one stored version. Immutable but for leases and tagged, which Store.mu guards.
+// version is one stored version. Immutable but for leases and what comes after them, which Store.mu guards.
 type version struct {
 	digest   manifest.Digest
 	kind     string // what the root is
@@ -151,6 +157,10 @@ type version struct {
 	created  time.Time  // when it was first named here
 	leases   int
 	deleted  bool
+
+	tokenizers bool                  // it has values to make tables of
+	formless   map[derive.Form]error // guarded by Store.mu; forms that cannot be made of it
+	dropped    []*version            // its forms, that were dropped with it
 }
 
 type rowPlace struct {
@@ -182,7 +192,7 @@ func IsFile(name string) bool {
 		raw, err := hex.DecodeString(id)
 		return ok && err == nil && len(raw) == bytes
 	}
-	return base == catalogFile || hexID(tablePrefix, 32) || hexID(segmentPrefix, 16)
+	return base == catalogFile || hexID(tablePrefix, 32) || hexID(formPrefix, 32) || hexID(segmentPrefix, 16)
 }
 
 func (s *segment) file() string { return segmentPrefix + s.id }
@@ -228,6 +238,7 @@ func Open(opt Options) (*Store, error) {
 		segments: map[string]*segment{}, content: map[manifest.Digest]place{}, held: map[*version]struct{}{}, leases: map[uint64]*Lease{},
 		owned: map[string]uint32{}, reservedBy: map[uint32]uint64{},
 		compact: make(chan struct{}, 1), compacted: make(chan struct{}),
+		forms: map[formKey]*formed{}, making: map[formKey]*load{}, asked: map[formKey]int{},
 		disk: map[manifest.Digest]*onDisk{}, loads: map[manifest.Digest]*load{}, wanted: map[manifest.Digest]int{},
 	}
 	s.life, s.end = context.WithCancel(context.Background())
@@ -341,36 +352,43 @@ func randomID() string {
 
 // adoptVersion opens a version's table and checks that its segments are there and whole.
 func (s *Store) adoptVersion(digest manifest.Digest) (*version, error) {
-	f, err := s.dir.Open(tableFile(digest))
+	v, _, _, err := s.openVersion(digest, tableFile(digest))
+	return v, err
+}
+
+// openVersion is adoptVersion by the table in a file, with what that says.
+func (s *Store) openVersion(digest manifest.Digest, file string) (*version, *manifest.Manifest, []table.Location, error) {
+	refuse := func(err error) (*version, *manifest.Manifest, []table.Location, error) { return nil, nil, nil, err }
+	f, err := s.dir.Open(file)
 	if err != nil {
-		return nil, fmt.Errorf("table: %w", err)
+		return refuse(fmt.Errorf("table: %w", err))
 	}
 	defer f.Close()
 	use, err := shm.UsageOf(f)
 	if err != nil {
-		return nil, err
+		return refuse(err)
 	}
 	m, err := shm.Map(f, int(use.Size))
 	if err != nil {
-		return nil, fmt.Errorf("table: %w", err)
+		return refuse(fmt.Errorf("table: %w", err))
 	}
 	defer m.Close()
 	man, segs, locs, err := parseTable(m.Bytes(), digest)
 	if err != nil {
-		return nil, err
+		return refuse(err)
 	}
 	found := make([]*segment, len(segs))
 	for i, sg := range segs {
 		if found[i] = s.segments[sg.ID]; found[i] == nil {
 			if found[i], err = s.openSegment(sg.ID); err != nil {
-				return nil, err
+				return refuse(err)
 			}
 		}
 		if found[i].use.Size != sg.Bytes {
-			return nil, fmt.Errorf("segment %d has %d bytes, the table says %d", i, found[i].use.Size, sg.Bytes)
+			return refuse(fmt.Errorf("segment %d has %d bytes, the table says %d", i, found[i].use.Size, sg.Bytes))
 		}
 	}
-	return newVersion(man, digest, use, found, locs), nil
+	return newVersion(man, digest, use, found, locs), man, locs, nil
 }
 
 // parseTable reads back all of a version's table, which somebody may cut while it is mapped.
@@ -412,7 +430,8 @@ func (s *Store) openSegment(id string) (*segment, error) {
 }
 
 func newVersion(m *manifest.Manifest, digest manifest.Digest, tableUse shm.Usage, segs []*segment, locs []table.Location) *version {
-	v := &version{digest: digest, kind: rootKind(m.Root), tensors: len(m.Tensors), tableUse: tableUse, segs: segs, used: make([]uint64, len(segs))}
+	v := &version{digest: digest, kind: rootKind(m.Root), tensors: len(m.Tensors), tableUse: tableUse, segs: segs, used: make([]uint64, len(segs)),
+		tokenizers: hasTokenizers(m.Root)}
 	for i := range m.Tensors {
 		size := uint64(m.Tensors[i].Bytes())
 		v.bytes += size
@@ -456,7 +475,7 @@ func (s *Store) sweep(keep map[string]bool) error {
 		return err
 	}
 	for _, n := range names {
-		ours := strings.HasPrefix(n, tablePrefix) || strings.HasPrefix(n, segmentPrefix) || n == catalogFile+".new"
+		ours := strings.HasPrefix(n, tablePrefix) || strings.HasPrefix(n, formPrefix) || strings.HasPrefix(n, segmentPrefix) || n == catalogFile+".new"
 		if !ours || keep[n] {
 			continue
 		}

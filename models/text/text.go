@@ -15,6 +15,7 @@ import (
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm/region"
 )
 
 // Kinds of the modules here.
@@ -91,6 +92,7 @@ type Pipeline struct {
 	normalize bool
 	steps     []models.Child // after the model, in order
 	values    []models.Value // the tokenizer's files
+	gate      *region.Gate   // of the mapping that the tokenizer's tables lie in; nil: its own memory
 }
 
 func load(s models.Source) (models.Module, error) {
@@ -156,16 +158,25 @@ func (p *Pipeline) check(path string) error {
 
 func (p *Pipeline) loadTokenizer(s models.Source) error {
 	var tok *tokenizer.Tokenizer
+	var tables []byte
 	var err error
-	keep := func(name string) ([]byte, bool) {
+	keep := func(name string) ([]byte, bool) { // in place, as weights are: they live as long as the mapping does
 		b, ok := s.Value(name)
 		if ok {
-			p.values = append(p.values, models.Value{Name: name, MediaType: FileMedia, Data: append([]byte(nil), b...)})
+			p.values = append(p.values, models.Value{Name: name, MediaType: FileMedia, Data: b})
 		}
 		return b, ok
 	}
 	config, _ := keep(PartTokenizerConfig)
-	if b, ok := keep(PartTokenizer); ok {
+	if ts, ok := s.(models.TableSource); ok {
+		if tables, err = ts.Tables(PartTokenizer); err != nil {
+			return err
+		}
+	}
+	if b, ok := keep(PartTokenizer); ok && tables != nil {
+		tok, err = tokenizer.Open(tables)
+		p.gate = region.GateOf(tables)
+	} else if ok {
 		tok, err = tokenizer.FromJSON(b)
 	} else if b, ok := keep(PartVocab); ok {
 		tok, err = TokenizerFromVocab(b, config)
@@ -239,8 +250,19 @@ func (p *Pipeline) Tokenize(texts []string) ([]*tokenizer.Encoding, error) {
 		}
 		texts = lower
 	}
-	enc, err := p.tok.EncodeBatch(texts)
-	if err != nil {
+	return p.encode(texts)
+}
+
+// encode calls the tokenizer while its tables are mapped.
+func (p *Pipeline) encode(texts []string) (enc []*tokenizer.Encoding, err error) {
+	if p.gate != nil {
+		if err := p.gate.Enter(); err != nil {
+			return nil, err
+		}
+		defer p.gate.Leave()
+		defer region.Caught(region.On(), &err)
+	}
+	if enc, err = p.tok.EncodeBatch(texts); err != nil {
 		return nil, zcerr.New(zcerr.Invalid, "%w", err)
 	}
 	return enc, nil

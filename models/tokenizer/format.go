@@ -12,11 +12,14 @@ import (
 //	4 bytes   version; it changes with the meaning of any section, and with hashBytes and hashPair
 //	4 bytes   number of sections
 //	16 bytes  of each section, where it starts and how long it is
+
+// CompiledVersion is that of the compiled form. Open takes no other.
+const CompiledVersion = 1
+
 const (
-	compiledMagic   = "zctoken\x00"
-	compiledVersion = 1
-	sectionAlign    = 64
-	maxSections     = 64
+	compiledMagic = "zctoken\x00"
+	sectionAlign  = 64
+	maxSections   = 64
 )
 
 // The sections, in their order. A table that a tokenizer does not need is empty.
@@ -46,7 +49,7 @@ func seal(sections [][]byte) []byte {
 	at := 16 + 16*len(sections)
 	align := func() { at = (at + sectionAlign - 1) / sectionAlign * sectionAlign }
 	out := append([]byte(compiledMagic), 0, 0, 0, 0, 0, 0, 0, 0)
-	binary.LittleEndian.PutUint32(out[8:], compiledVersion)
+	binary.LittleEndian.PutUint32(out[8:], CompiledVersion)
 	binary.LittleEndian.PutUint32(out[12:], uint32(len(sections)))
 	for _, s := range sections {
 		align()
@@ -68,8 +71,8 @@ func unseal(b []byte) ([][]byte, error) {
 	if len(b) < 16 || string(b[:8]) != compiledMagic {
 		return nil, fmt.Errorf("this is no compiled tokenizer")
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != compiledVersion {
-		return nil, fmt.Errorf("compiled by version %d of the format, this program has version %d", v, compiledVersion)
+	if v := binary.LittleEndian.Uint32(b[8:]); v != CompiledVersion {
+		return nil, fmt.Errorf("compiled by version %d of the format, this program has version %d", v, CompiledVersion)
 	}
 	n := int(binary.LittleEndian.Uint32(b[12:]))
 	if n < secCharsmap || n > maxSections || len(b) < 16+16*n {

@@ -59,7 +59,7 @@ func open(b []byte) (*Tokenizer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v, ok := words(b[8:12]); !ok || v[0] != compiledVersion {
+	if v, ok := words(b[8:12]); !ok || v[0] != CompiledVersion {
 		return nil, fmt.Errorf("the memory is not aligned to 4 bytes, or this machine is not little-endian")
 	}
 	c := &core{compiled: b}

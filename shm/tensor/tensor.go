@@ -177,6 +177,17 @@ type View struct {
 	DType DType
 	Shape Shape
 	Data  []byte // row-major, little-endian; read-only unless its owner says otherwise
+
+	Packed *Packed // the same tensor as a device wants it, where somebody made that; nil: there is only Data
+}
+
+// Packed is a weight in another order, or rounded: what models/derive made of a tensor. It lives as long as the plain bytes.
+type Packed struct {
+	Layout  string // of the bytes: "p16-f32"
+	Version int    // of the layout
+	DType   DType
+	Shape   Shape
+	Data    []byte
 }
 
 // New checks that data has the size of the dtype and shape and returns the view on it. It does not copy.

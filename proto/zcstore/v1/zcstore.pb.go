@@ -250,7 +250,8 @@ type PutBegin struct {
 	// and the server takes the bytes from what it has received.
 	Keep bool `protobuf:"varint,6,opt,name=keep,proto3" json:"keep,omitempty"`
 	// Only plan: nothing is allocated, and the stream ends after the plan.
-	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	DryRun        bool   `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Form          string `protobuf:"bytes,8,opt,name=form,proto3" json:"form,omitempty"` // default form of the tags that the put sets; empty: as they have it, plain for new ones
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +333,13 @@ func (x *PutBegin) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *PutBegin) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
 }
 
 type PutCommit struct {
@@ -875,6 +883,7 @@ type AttachRequest struct {
 	//	*AttachRequest_Open
 	//	*AttachRequest_Release
 	Step          isAttachRequest_Step `protobuf_oneof:"step"`
+	Options       *AttachOptions       `protobuf:"bytes,5,opt,name=options,proto3" json:"options,omitempty"` // of an open; absent: the plain form and nothing that is derived
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,6 +957,13 @@ func (x *AttachRequest) GetRelease() uint64 {
 	return 0
 }
 
+func (x *AttachRequest) GetOptions() *AttachOptions {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 type isAttachRequest_Step interface {
 	isAttachRequest_Step()
 }
@@ -964,6 +980,60 @@ func (*AttachRequest_Open) isAttachRequest_Step() {}
 
 func (*AttachRequest_Release) isAttachRequest_Step() {}
 
+// AttachOptions says what a client wants beside the bytes as they were put. What is derived is made on demand, once for all.
+// Errors: UNIMPLEMENTED (kind unsupported) for a form that the version does not have, RESOURCE_EXHAUSTED when it does not fit.
+type AttachOptions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Form          string                 `protobuf:"bytes,1,opt,name=form,proto3" json:"form,omitempty"`              // of the weights: "plain", "packed", "bf16", "int8"; empty: the tag's default, else plain
+	Tokenizers    bool                   `protobuf:"varint,2,opt,name=tokenizers,proto3" json:"tokenizers,omitempty"` // the tables of the version's tokenizers, if it has any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachOptions) Reset() {
+	*x = AttachOptions{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachOptions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachOptions) ProtoMessage() {}
+
+func (x *AttachOptions) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachOptions.ProtoReflect.Descriptor instead.
+func (*AttachOptions) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AttachOptions) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
+}
+
+func (x *AttachOptions) GetTokenizers() bool {
+	if x != nil {
+		return x.Tokenizers
+	}
+	return false
+}
+
 type AttachReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Step:
@@ -978,7 +1048,7 @@ type AttachReply struct {
 
 func (x *AttachReply) Reset() {
 	*x = AttachReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1060,7 @@ func (x *AttachReply) String() string {
 func (*AttachReply) ProtoMessage() {}
 
 func (x *AttachReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[11]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1073,7 @@ func (x *AttachReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachReply.ProtoReflect.Descriptor instead.
 func (*AttachReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{11}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AttachReply) GetStep() isAttachReply_Step {
@@ -1075,13 +1145,15 @@ type Attached struct {
 	TableVersion  uint32                 `protobuf:"varint,7,opt,name=table_version,json=tableVersion,proto3" json:"table_version,omitempty"`
 	Instance      string                 `protobuf:"bytes,8,opt,name=instance,proto3" json:"instance,omitempty"` // changes with every start of the daemon
 	Seals         uint32                 `protobuf:"varint,9,opt,name=seals,proto3" json:"seals,omitempty"`      // every one of the descriptors has these (fcntl F_GET_SEALS); 0: none is promised
+	Form          string                 `protobuf:"bytes,10,opt,name=form,proto3" json:"form,omitempty"`        // of the weights
+	Derived       []*DerivedForm         `protobuf:"bytes,11,rep,name=derived,proto3" json:"derived,omitempty"`  // whose descriptors follow those of the version, in this order; all are counted in fds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Attached) Reset() {
 	*x = Attached{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1165,7 @@ func (x *Attached) String() string {
 func (*Attached) ProtoMessage() {}
 
 func (x *Attached) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[12]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1178,7 @@ func (x *Attached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attached.ProtoReflect.Descriptor instead.
 func (*Attached) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{12}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Attached) GetLease() uint64 {
@@ -1172,6 +1244,82 @@ func (x *Attached) GetSeals() uint32 {
 	return 0
 }
 
+func (x *Attached) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
+}
+
+func (x *Attached) GetDerived() []*DerivedForm {
+	if x != nil {
+		return x.Derived
+	}
+	return nil
+}
+
+// DerivedForm is a table as a version has one, and its segments. What was made of tensor row N of the version, or, for
+// "tokenizer", of the value at node N of its tree, has the name "~N" there; its other name tells source and recipe.
+type DerivedForm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Form          string                 `protobuf:"bytes,1,opt,name=form,proto3" json:"form,omitempty"`
+	Fds           uint32                 `protobuf:"varint,2,opt,name=fds,proto3" json:"fds,omitempty"`
+	TableBytes    uint64                 `protobuf:"varint,3,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DerivedForm) Reset() {
+	*x = DerivedForm{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DerivedForm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DerivedForm) ProtoMessage() {}
+
+func (x *DerivedForm) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DerivedForm.ProtoReflect.Descriptor instead.
+func (*DerivedForm) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DerivedForm) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
+}
+
+func (x *DerivedForm) GetFds() uint32 {
+	if x != nil {
+		return x.Fds
+	}
+	return 0
+}
+
+func (x *DerivedForm) GetTableBytes() uint64 {
+	if x != nil {
+		return x.TableBytes
+	}
+	return 0
+}
+
 // Error is an error that does not end a stream. The same fields as a status with ErrorInfo.
 type Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1187,7 +1335,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1347,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[13]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1360,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{13}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Error) GetCode() uint32 {
@@ -1267,7 +1415,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1427,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[14]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1440,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{14}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListRequest) GetName() string {
@@ -1318,7 +1466,7 @@ type ShowRequest struct {
 
 func (x *ShowRequest) Reset() {
 	*x = ShowRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1478,7 @@ func (x *ShowRequest) String() string {
 func (*ShowRequest) ProtoMessage() {}
 
 func (x *ShowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[15]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1491,7 @@ func (x *ShowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShowRequest.ProtoReflect.Descriptor instead.
 func (*ShowRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{15}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ShowRequest) GetRef() string {
@@ -1366,17 +1514,19 @@ type VersionInfo struct {
 	Deleted       bool                   `protobuf:"varint,9,opt,name=deleted,proto3" json:"deleted,omitempty"` // no tag names it; leases hold it
 	Kind          string                 `protobuf:"bytes,10,opt,name=kind,proto3" json:"kind,omitempty"`       // what the root of the tree is: "struct", "text", ...
 	TableBytes    uint64                 `protobuf:"varint,11,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
-	Damaged       string                 `protobuf:"bytes,12,opt,name=damaged,proto3" json:"damaged,omitempty"`              // why it is not served; empty otherwise
-	Resident      bool                   `protobuf:"varint,20,opt,name=resident,proto3" json:"resident,omitempty"`           // in memory now
-	OnDisk        bool                   `protobuf:"varint,21,opt,name=on_disk,json=onDisk,proto3" json:"on_disk,omitempty"` // in the data directory: an attach loads it when it is not resident
-	Pinned        bool                   `protobuf:"varint,22,opt,name=pinned,proto3" json:"pinned,omitempty"`               // kept in memory
+	Damaged       string                 `protobuf:"bytes,12,opt,name=damaged,proto3" json:"damaged,omitempty"`                                                                                             // why it is not served; empty otherwise
+	Resident      bool                   `protobuf:"varint,20,opt,name=resident,proto3" json:"resident,omitempty"`                                                                                          // in memory now
+	OnDisk        bool                   `protobuf:"varint,21,opt,name=on_disk,json=onDisk,proto3" json:"on_disk,omitempty"`                                                                                // in the data directory: an attach loads it when it is not resident
+	Pinned        bool                   `protobuf:"varint,22,opt,name=pinned,proto3" json:"pinned,omitempty"`                                                                                              // kept in memory
+	Forms         []*FormInfo            `protobuf:"bytes,23,rep,name=forms,proto3" json:"forms,omitempty"`                                                                                                 // made of it and in memory, by name
+	TagForms      map[string]string      `protobuf:"bytes,24,rep,name=tag_forms,json=tagForms,proto3" json:"tag_forms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // default form of its tags, where that is not plain
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VersionInfo) Reset() {
 	*x = VersionInfo{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1538,7 @@ func (x *VersionInfo) String() string {
 func (*VersionInfo) ProtoMessage() {}
 
 func (x *VersionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[16]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1551,7 @@ func (x *VersionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionInfo.ProtoReflect.Descriptor instead.
 func (*VersionInfo) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{16}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VersionInfo) GetName() string {
@@ -1509,6 +1659,97 @@ func (x *VersionInfo) GetPinned() bool {
 	return false
 }
 
+func (x *VersionInfo) GetForms() []*FormInfo {
+	if x != nil {
+		return x.Forms
+	}
+	return nil
+}
+
+func (x *VersionInfo) GetTagForms() map[string]string {
+	if x != nil {
+		return x.TagForms
+	}
+	return nil
+}
+
+// FormInfo is a form of a version that is in memory beside what was put.
+type FormInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Form          string                 `protobuf:"bytes,1,opt,name=form,proto3" json:"form,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // of what was made
+	TableBytes    uint64                 `protobuf:"varint,3,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
+	Segments      []*SegmentInfo         `protobuf:"bytes,4,rep,name=segments,proto3" json:"segments,omitempty"`
+	Holders       uint32                 `protobuf:"varint,5,opt,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormInfo) Reset() {
+	*x = FormInfo{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormInfo) ProtoMessage() {}
+
+func (x *FormInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormInfo.ProtoReflect.Descriptor instead.
+func (*FormInfo) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *FormInfo) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
+}
+
+func (x *FormInfo) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FormInfo) GetTableBytes() uint64 {
+	if x != nil {
+		return x.TableBytes
+	}
+	return 0
+}
+
+func (x *FormInfo) GetSegments() []*SegmentInfo {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+func (x *FormInfo) GetHolders() uint32 {
+	if x != nil {
+		return x.Holders
+	}
+	return 0
+}
+
 type SegmentInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1524,7 +1765,7 @@ type SegmentInfo struct {
 
 func (x *SegmentInfo) Reset() {
 	*x = SegmentInfo{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1777,7 @@ func (x *SegmentInfo) String() string {
 func (*SegmentInfo) ProtoMessage() {}
 
 func (x *SegmentInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[17]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1790,7 @@ func (x *SegmentInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SegmentInfo.ProtoReflect.Descriptor instead.
 func (*SegmentInfo) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{17}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SegmentInfo) GetId() string {
@@ -1617,7 +1858,7 @@ type Guarantee struct {
 
 func (x *Guarantee) Reset() {
 	*x = Guarantee{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1870,7 @@ func (x *Guarantee) String() string {
 func (*Guarantee) ProtoMessage() {}
 
 func (x *Guarantee) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[18]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1883,7 @@ func (x *Guarantee) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guarantee.ProtoReflect.Descriptor instead.
 func (*Guarantee) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{18}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Guarantee) GetOtherUids() Reach {
@@ -1699,13 +1940,14 @@ type TagRequest struct {
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"` // a reference
 	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // name:tag
 	Replace       bool                   `protobuf:"varint,3,opt,name=replace,proto3" json:"replace,omitempty"`
+	Form          string                 `protobuf:"bytes,4,opt,name=form,proto3" json:"form,omitempty"` // default form of who attaches by the tag; empty: as the tag has it, plain for a new one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TagRequest) Reset() {
 	*x = TagRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1959,7 @@ func (x *TagRequest) String() string {
 func (*TagRequest) ProtoMessage() {}
 
 func (x *TagRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[19]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1972,7 @@ func (x *TagRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagRequest.ProtoReflect.Descriptor instead.
 func (*TagRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{19}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TagRequest) GetSource() string {
@@ -1754,6 +1996,13 @@ func (x *TagRequest) GetReplace() bool {
 	return false
 }
 
+func (x *TagRequest) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
+}
+
 type TagReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        []byte                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -1764,7 +2013,7 @@ type TagReply struct {
 
 func (x *TagReply) Reset() {
 	*x = TagReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +2025,7 @@ func (x *TagReply) String() string {
 func (*TagReply) ProtoMessage() {}
 
 func (x *TagReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[20]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +2038,7 @@ func (x *TagReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagReply.ProtoReflect.Descriptor instead.
 func (*TagReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{20}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TagReply) GetDigest() []byte {
@@ -1816,7 +2065,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +2077,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[21]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +2090,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{21}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -1871,7 +2120,7 @@ type RemoveReply struct {
 
 func (x *RemoveReply) Reset() {
 	*x = RemoveReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2132,7 @@ func (x *RemoveReply) String() string {
 func (*RemoveReply) ProtoMessage() {}
 
 func (x *RemoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[22]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2145,7 @@ func (x *RemoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveReply.ProtoReflect.Descriptor instead.
 func (*RemoveReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{22}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RemoveReply) GetUntagged() []string {
@@ -1943,7 +2192,7 @@ type HoldersRequest struct {
 
 func (x *HoldersRequest) Reset() {
 	*x = HoldersRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2204,7 @@ func (x *HoldersRequest) String() string {
 func (*HoldersRequest) ProtoMessage() {}
 
 func (x *HoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[23]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2217,7 @@ func (x *HoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldersRequest.ProtoReflect.Descriptor instead.
 func (*HoldersRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{23}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HoldersRequest) GetName() string {
@@ -1988,14 +2237,14 @@ type Holder struct {
 	Command       string                 `protobuf:"bytes,6,opt,name=command,proto3" json:"command,omitempty"`
 	SinceUnixMs   int64                  `protobuf:"varint,7,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
 	Deleted       bool                   `protobuf:"varint,8,opt,name=deleted,proto3" json:"deleted,omitempty"`
-	Form          string                 `protobuf:"bytes,9,opt,name=form,proto3" json:"form,omitempty"` // how the tensors lie in memory: "plain", as in the checkpoint
+	Form          string                 `protobuf:"bytes,9,opt,name=form,proto3" json:"form,omitempty"` // how the weights lie in memory: "plain", as in the checkpoint; "packed", "bf16", "int8"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2256,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[24]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2269,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{24}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Holder) GetLease() uint64 {
@@ -2096,7 +2345,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[25]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2357,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[25]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2370,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{25}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VerifyRequest) GetRef() string {
@@ -2153,7 +2402,7 @@ type VerifyReply struct {
 
 func (x *VerifyReply) Reset() {
 	*x = VerifyReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[26]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2414,7 @@ func (x *VerifyReply) String() string {
 func (*VerifyReply) ProtoMessage() {}
 
 func (x *VerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[26]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2427,7 @@ func (x *VerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyReply.ProtoReflect.Descriptor instead.
 func (*VerifyReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{26}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VerifyReply) GetRef() string {
@@ -2240,7 +2489,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2501,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[27]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2514,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{27}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PinRequest) GetRef() string {
@@ -2291,7 +2540,7 @@ type PinReply struct {
 
 func (x *PinReply) Reset() {
 	*x = PinReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2552,7 @@ func (x *PinReply) String() string {
 func (*PinReply) ProtoMessage() {}
 
 func (x *PinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[28]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2565,7 @@ func (x *PinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinReply.ProtoReflect.Descriptor instead.
 func (*PinReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{28}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PinReply) GetVersion() *VersionInfo {
@@ -2334,7 +2583,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[29]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2595,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[29]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2608,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{29}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{32}
 }
 
 type StatusReply struct {
@@ -2400,6 +2649,7 @@ type StatusReply struct {
 	DataReadOnly         string                 `protobuf:"bytes,43,opt,name=data_read_only,json=dataReadOnly,proto3" json:"data_read_only,omitempty"`               // why nothing is written any more; empty otherwise
 	ColdVersions         uint32                 `protobuf:"varint,44,opt,name=cold_versions,json=coldVersions,proto3" json:"cold_versions,omitempty"`                // that are only on disk
 	UnwrittenVersions    uint32                 `protobuf:"varint,45,opt,name=unwritten_versions,json=unwrittenVersions,proto3" json:"unwritten_versions,omitempty"` // that are in memory only, although there is a data directory
+	Forms                []*FormStatus          `protobuf:"bytes,46,rep,name=forms,proto3" json:"forms,omitempty"`                                                   // all that was made of versions and is in memory; counted in used_bytes
 	Limits               *Limits                `protobuf:"bytes,50,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
@@ -2407,7 +2657,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[30]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2669,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[30]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2682,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{30}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatusReply) GetProtocol() uint32 {
@@ -2687,11 +2937,79 @@ func (x *StatusReply) GetUnwrittenVersions() uint32 {
 	return 0
 }
 
+func (x *StatusReply) GetForms() []*FormStatus {
+	if x != nil {
+		return x.Forms
+	}
+	return nil
+}
+
 func (x *StatusReply) GetLimits() *Limits {
 	if x != nil {
 		return x.Limits
 	}
 	return nil
+}
+
+// FormStatus is all that is in memory of one form.
+type FormStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Form          string                 `protobuf:"bytes,1,opt,name=form,proto3" json:"form,omitempty"`
+	Versions      uint32                 `protobuf:"varint,2,opt,name=versions,proto3" json:"versions,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // blocks of its segments and tables, each once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormStatus) Reset() {
+	*x = FormStatus{}
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormStatus) ProtoMessage() {}
+
+func (x *FormStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormStatus.ProtoReflect.Descriptor instead.
+func (*FormStatus) Descriptor() ([]byte, []int) {
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *FormStatus) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
+}
+
+func (x *FormStatus) GetVersions() uint32 {
+	if x != nil {
+		return x.Versions
+	}
+	return 0
+}
+
+func (x *FormStatus) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 // Limits is what the daemon lets its clients have.
@@ -2720,7 +3038,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[31]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +3050,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_zcstore_v1_zcstore_proto_msgTypes[31]
+	mi := &file_zcstore_v1_zcstore_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +3063,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{31}
+	return file_zcstore_v1_zcstore_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Limits) GetConnections() uint32 {
@@ -2878,7 +3196,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x05begin\x18\x01 \x01(\v2\x14.zcstore.v1.PutBeginH\x00R\x05begin\x12\x1c\n" +
 	"\bmanifest\x18\x02 \x01(\fH\x00R\bmanifest\x12/\n" +
 	"\x06commit\x18\x03 \x01(\v2\x15.zcstore.v1.PutCommitH\x00R\x06commitB\x06\n" +
-	"\x04step\"\xc0\x01\n" +
+	"\x04step\"\xd4\x01\n" +
 	"\bPutBegin\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x18\n" +
@@ -2886,7 +3204,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x0emanifest_bytes\x18\x04 \x01(\x04R\rmanifestBytes\x12\x18\n" +
 	"\apending\x18\x05 \x01(\fR\apending\x12\x12\n" +
 	"\x04keep\x18\x06 \x01(\bR\x04keep\x12\x17\n" +
-	"\adry_run\x18\a \x01(\bR\x06dryRun\"\v\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04form\x18\b \x01(\tR\x04form\"\v\n" +
 	"\tPutCommit\"\xcd\x01\n" +
 	"\bPutReply\x12)\n" +
 	"\x04plan\x18\x01 \x01(\v2\x13.zcstore.v1.PutPlanH\x00R\x04plan\x12)\n" +
@@ -2923,18 +3242,24 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\v2\x17.zcstore.v1.VersionInfoR\aversion\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12#\n" +
 	"\rwritten_bytes\x18\x03 \x01(\x04R\fwrittenBytes\x12!\n" +
-	"\fshared_bytes\x18\x04 \x01(\x04R\vsharedBytes\"\x7f\n" +
+	"\fshared_bytes\x18\x04 \x01(\x04R\vsharedBytes\"\xb4\x01\n" +
 	"\rAttachRequest\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aclaimed\x18\x02 \x01(\x04R\aclaimed\x12\x14\n" +
 	"\x04open\x18\x03 \x01(\tH\x00R\x04open\x12\x1a\n" +
-	"\arelease\x18\x04 \x01(\x04H\x00R\areleaseB\x06\n" +
-	"\x04step\"\x8e\x01\n" +
+	"\arelease\x18\x04 \x01(\x04H\x00R\arelease\x123\n" +
+	"\aoptions\x18\x05 \x01(\v2\x19.zcstore.v1.AttachOptionsR\aoptionsB\x06\n" +
+	"\x04step\"C\n" +
+	"\rAttachOptions\x12\x12\n" +
+	"\x04form\x18\x01 \x01(\tR\x04form\x12\x1e\n" +
+	"\n" +
+	"tokenizers\x18\x02 \x01(\bR\n" +
+	"tokenizers\"\x8e\x01\n" +
 	"\vAttachReply\x12.\n" +
 	"\x06opened\x18\x01 \x01(\v2\x14.zcstore.v1.AttachedH\x00R\x06opened\x12\x1c\n" +
 	"\breleased\x18\x02 \x01(\x04H\x00R\breleased\x12)\n" +
 	"\x05error\x18\x03 \x01(\v2\x11.zcstore.v1.ErrorH\x00R\x05errorB\x06\n" +
-	"\x04step\"\xef\x01\n" +
+	"\x04step\"\xb6\x02\n" +
 	"\bAttached\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x10\n" +
@@ -2945,7 +3270,15 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"tableBytes\x12#\n" +
 	"\rtable_version\x18\a \x01(\rR\ftableVersion\x12\x1a\n" +
 	"\binstance\x18\b \x01(\tR\binstance\x12\x14\n" +
-	"\x05seals\x18\t \x01(\rR\x05seals\"\x83\x01\n" +
+	"\x05seals\x18\t \x01(\rR\x05seals\x12\x12\n" +
+	"\x04form\x18\n" +
+	" \x01(\tR\x04form\x121\n" +
+	"\aderived\x18\v \x03(\v2\x17.zcstore.v1.DerivedFormR\aderived\"T\n" +
+	"\vDerivedForm\x12\x12\n" +
+	"\x04form\x18\x01 \x01(\tR\x04form\x12\x10\n" +
+	"\x03fds\x18\x02 \x01(\rR\x03fds\x12\x1f\n" +
+	"\vtable_bytes\x18\x03 \x01(\x04R\n" +
+	"tableBytes\"\x83\x01\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -2957,7 +3290,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"\x1f\n" +
 	"\vShowRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xb7\x03\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xe4\x04\n" +
 	"\vVersionInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x16\n" +
@@ -2975,7 +3308,19 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\adamaged\x18\f \x01(\tR\adamaged\x12\x1a\n" +
 	"\bresident\x18\x14 \x01(\bR\bresident\x12\x17\n" +
 	"\aon_disk\x18\x15 \x01(\bR\x06onDisk\x12\x16\n" +
-	"\x06pinned\x18\x16 \x01(\bR\x06pinned\"\xda\x01\n" +
+	"\x06pinned\x18\x16 \x01(\bR\x06pinned\x12*\n" +
+	"\x05forms\x18\x17 \x03(\v2\x14.zcstore.v1.FormInfoR\x05forms\x12B\n" +
+	"\ttag_forms\x18\x18 \x03(\v2%.zcstore.v1.VersionInfo.TagFormsEntryR\btagForms\x1a;\n" +
+	"\rTagFormsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa4\x01\n" +
+	"\bFormInfo\x12\x12\n" +
+	"\x04form\x18\x01 \x01(\tR\x04form\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x1f\n" +
+	"\vtable_bytes\x18\x03 \x01(\x04R\n" +
+	"tableBytes\x123\n" +
+	"\bsegments\x18\x04 \x03(\v2\x17.zcstore.v1.SegmentInfoR\bsegments\x12\x18\n" +
+	"\aholders\x18\x05 \x01(\rR\aholders\"\xda\x01\n" +
 	"\vSegmentInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -2996,12 +3341,13 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\n" +
 	"huge_bytes\x18\x06 \x01(\x04R\thugeBytes\x12\x1d\n" +
 	"\n" +
-	"huge_pages\x18\a \x01(\bR\thugePages\"V\n" +
+	"huge_pages\x18\a \x01(\bR\thugePages\"j\n" +
 	"\n" +
 	"TagRequest\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x18\n" +
-	"\areplace\x18\x03 \x01(\bR\areplace\">\n" +
+	"\areplace\x18\x03 \x01(\bR\areplace\x12\x12\n" +
+	"\x04form\x18\x04 \x01(\tR\x04form\">\n" +
 	"\bTagReply\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x1a\n" +
 	"\bprevious\x18\x02 \x01(\fR\bprevious\"3\n" +
@@ -3046,7 +3392,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x03off\x18\x02 \x01(\bR\x03off\"=\n" +
 	"\bPinReply\x121\n" +
 	"\aversion\x18\x01 \x01(\v2\x17.zcstore.v1.VersionInfoR\aversion\"\x0f\n" +
-	"\rStatusRequest\"\xf6\t\n" +
+	"\rStatusRequest\"\xa4\n" +
+	"\n" +
 	"\vStatusReply\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12#\n" +
 	"\rtable_version\x18\x02 \x01(\rR\ftableVersion\x12%\n" +
@@ -3089,8 +3436,14 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x0fdata_free_bytes\x18* \x01(\x04R\rdataFreeBytes\x12$\n" +
 	"\x0edata_read_only\x18+ \x01(\tR\fdataReadOnly\x12#\n" +
 	"\rcold_versions\x18, \x01(\rR\fcoldVersions\x12-\n" +
-	"\x12unwritten_versions\x18- \x01(\rR\x11unwrittenVersions\x12*\n" +
-	"\x06limits\x182 \x01(\v2\x12.zcstore.v1.LimitsR\x06limits\"\xd1\x04\n" +
+	"\x12unwritten_versions\x18- \x01(\rR\x11unwrittenVersions\x12,\n" +
+	"\x05forms\x18. \x03(\v2\x16.zcstore.v1.FormStatusR\x05forms\x12*\n" +
+	"\x06limits\x182 \x01(\v2\x12.zcstore.v1.LimitsR\x06limits\"R\n" +
+	"\n" +
+	"FormStatus\x12\x12\n" +
+	"\x04form\x18\x01 \x01(\tR\x04form\x12\x1a\n" +
+	"\bversions\x18\x02 \x01(\rR\bversions\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\xd1\x04\n" +
 	"\x06Limits\x12 \n" +
 	"\vconnections\x18\x01 \x01(\rR\vconnections\x12.\n" +
 	"\x13connections_per_uid\x18\x02 \x01(\rR\x11connectionsPerUid\x12$\n" +
@@ -3149,7 +3502,7 @@ func file_zcstore_v1_zcstore_proto_rawDescGZIP() []byte {
 }
 
 var file_zcstore_v1_zcstore_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_zcstore_v1_zcstore_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(Reach)(0),             // 0: zcstore.v1.Reach
 	(Swap)(0),              // 1: zcstore.v1.Swap
@@ -3164,27 +3517,32 @@ var file_zcstore_v1_zcstore_proto_goTypes = []any{
 	(*HaveReply)(nil),      // 10: zcstore.v1.HaveReply
 	(*PutDone)(nil),        // 11: zcstore.v1.PutDone
 	(*AttachRequest)(nil),  // 12: zcstore.v1.AttachRequest
-	(*AttachReply)(nil),    // 13: zcstore.v1.AttachReply
-	(*Attached)(nil),       // 14: zcstore.v1.Attached
-	(*Error)(nil),          // 15: zcstore.v1.Error
-	(*ListRequest)(nil),    // 16: zcstore.v1.ListRequest
-	(*ShowRequest)(nil),    // 17: zcstore.v1.ShowRequest
-	(*VersionInfo)(nil),    // 18: zcstore.v1.VersionInfo
-	(*SegmentInfo)(nil),    // 19: zcstore.v1.SegmentInfo
-	(*Guarantee)(nil),      // 20: zcstore.v1.Guarantee
-	(*TagRequest)(nil),     // 21: zcstore.v1.TagRequest
-	(*TagReply)(nil),       // 22: zcstore.v1.TagReply
-	(*RemoveRequest)(nil),  // 23: zcstore.v1.RemoveRequest
-	(*RemoveReply)(nil),    // 24: zcstore.v1.RemoveReply
-	(*HoldersRequest)(nil), // 25: zcstore.v1.HoldersRequest
-	(*Holder)(nil),         // 26: zcstore.v1.Holder
-	(*VerifyRequest)(nil),  // 27: zcstore.v1.VerifyRequest
-	(*VerifyReply)(nil),    // 28: zcstore.v1.VerifyReply
-	(*PinRequest)(nil),     // 29: zcstore.v1.PinRequest
-	(*PinReply)(nil),       // 30: zcstore.v1.PinReply
-	(*StatusRequest)(nil),  // 31: zcstore.v1.StatusRequest
-	(*StatusReply)(nil),    // 32: zcstore.v1.StatusReply
-	(*Limits)(nil),         // 33: zcstore.v1.Limits
+	(*AttachOptions)(nil),  // 13: zcstore.v1.AttachOptions
+	(*AttachReply)(nil),    // 14: zcstore.v1.AttachReply
+	(*Attached)(nil),       // 15: zcstore.v1.Attached
+	(*DerivedForm)(nil),    // 16: zcstore.v1.DerivedForm
+	(*Error)(nil),          // 17: zcstore.v1.Error
+	(*ListRequest)(nil),    // 18: zcstore.v1.ListRequest
+	(*ShowRequest)(nil),    // 19: zcstore.v1.ShowRequest
+	(*VersionInfo)(nil),    // 20: zcstore.v1.VersionInfo
+	(*FormInfo)(nil),       // 21: zcstore.v1.FormInfo
+	(*SegmentInfo)(nil),    // 22: zcstore.v1.SegmentInfo
+	(*Guarantee)(nil),      // 23: zcstore.v1.Guarantee
+	(*TagRequest)(nil),     // 24: zcstore.v1.TagRequest
+	(*TagReply)(nil),       // 25: zcstore.v1.TagReply
+	(*RemoveRequest)(nil),  // 26: zcstore.v1.RemoveRequest
+	(*RemoveReply)(nil),    // 27: zcstore.v1.RemoveReply
+	(*HoldersRequest)(nil), // 28: zcstore.v1.HoldersRequest
+	(*Holder)(nil),         // 29: zcstore.v1.Holder
+	(*VerifyRequest)(nil),  // 30: zcstore.v1.VerifyRequest
+	(*VerifyReply)(nil),    // 31: zcstore.v1.VerifyReply
+	(*PinRequest)(nil),     // 32: zcstore.v1.PinRequest
+	(*PinReply)(nil),       // 33: zcstore.v1.PinReply
+	(*StatusRequest)(nil),  // 34: zcstore.v1.StatusRequest
+	(*StatusReply)(nil),    // 35: zcstore.v1.StatusReply
+	(*FormStatus)(nil),     // 36: zcstore.v1.FormStatus
+	(*Limits)(nil),         // 37: zcstore.v1.Limits
+	nil,                    // 38: zcstore.v1.VersionInfo.TagFormsEntry
 }
 var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	3,  // 0: zcstore.v1.PutRequest.begin:type_name -> zcstore.v1.PutBegin
@@ -3193,45 +3551,51 @@ var file_zcstore_v1_zcstore_proto_depIdxs = []int32{
 	11, // 3: zcstore.v1.PutReply.done:type_name -> zcstore.v1.PutDone
 	6,  // 4: zcstore.v1.PutReply.again:type_name -> zcstore.v1.PutAgain
 	7,  // 5: zcstore.v1.PutReply.progress:type_name -> zcstore.v1.PutProgress
-	18, // 6: zcstore.v1.PutDone.version:type_name -> zcstore.v1.VersionInfo
-	14, // 7: zcstore.v1.AttachReply.opened:type_name -> zcstore.v1.Attached
-	15, // 8: zcstore.v1.AttachReply.error:type_name -> zcstore.v1.Error
-	19, // 9: zcstore.v1.VersionInfo.segments:type_name -> zcstore.v1.SegmentInfo
-	20, // 10: zcstore.v1.SegmentInfo.guards:type_name -> zcstore.v1.Guarantee
-	0,  // 11: zcstore.v1.Guarantee.other_uids:type_name -> zcstore.v1.Reach
-	0,  // 12: zcstore.v1.Guarantee.same_uid:type_name -> zcstore.v1.Reach
-	0,  // 13: zcstore.v1.Guarantee.root:type_name -> zcstore.v1.Reach
-	1,  // 14: zcstore.v1.Guarantee.swap:type_name -> zcstore.v1.Swap
-	18, // 15: zcstore.v1.PinReply.version:type_name -> zcstore.v1.VersionInfo
-	20, // 16: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
-	33, // 17: zcstore.v1.StatusReply.limits:type_name -> zcstore.v1.Limits
-	2,  // 18: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
-	9,  // 19: zcstore.v1.Store.Have:input_type -> zcstore.v1.HaveRequest
-	12, // 20: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
-	16, // 21: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
-	17, // 22: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
-	21, // 23: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
-	23, // 24: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
-	25, // 25: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
-	27, // 26: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
-	29, // 27: zcstore.v1.Store.Pin:input_type -> zcstore.v1.PinRequest
-	31, // 28: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
-	5,  // 29: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
-	10, // 30: zcstore.v1.Store.Have:output_type -> zcstore.v1.HaveReply
-	13, // 31: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
-	18, // 32: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
-	18, // 33: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
-	22, // 34: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
-	24, // 35: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
-	26, // 36: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
-	28, // 37: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
-	30, // 38: zcstore.v1.Store.Pin:output_type -> zcstore.v1.PinReply
-	32, // 39: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
-	29, // [29:40] is the sub-list for method output_type
-	18, // [18:29] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	20, // 6: zcstore.v1.PutDone.version:type_name -> zcstore.v1.VersionInfo
+	13, // 7: zcstore.v1.AttachRequest.options:type_name -> zcstore.v1.AttachOptions
+	15, // 8: zcstore.v1.AttachReply.opened:type_name -> zcstore.v1.Attached
+	17, // 9: zcstore.v1.AttachReply.error:type_name -> zcstore.v1.Error
+	16, // 10: zcstore.v1.Attached.derived:type_name -> zcstore.v1.DerivedForm
+	22, // 11: zcstore.v1.VersionInfo.segments:type_name -> zcstore.v1.SegmentInfo
+	21, // 12: zcstore.v1.VersionInfo.forms:type_name -> zcstore.v1.FormInfo
+	38, // 13: zcstore.v1.VersionInfo.tag_forms:type_name -> zcstore.v1.VersionInfo.TagFormsEntry
+	22, // 14: zcstore.v1.FormInfo.segments:type_name -> zcstore.v1.SegmentInfo
+	23, // 15: zcstore.v1.SegmentInfo.guards:type_name -> zcstore.v1.Guarantee
+	0,  // 16: zcstore.v1.Guarantee.other_uids:type_name -> zcstore.v1.Reach
+	0,  // 17: zcstore.v1.Guarantee.same_uid:type_name -> zcstore.v1.Reach
+	0,  // 18: zcstore.v1.Guarantee.root:type_name -> zcstore.v1.Reach
+	1,  // 19: zcstore.v1.Guarantee.swap:type_name -> zcstore.v1.Swap
+	20, // 20: zcstore.v1.PinReply.version:type_name -> zcstore.v1.VersionInfo
+	23, // 21: zcstore.v1.StatusReply.guards:type_name -> zcstore.v1.Guarantee
+	36, // 22: zcstore.v1.StatusReply.forms:type_name -> zcstore.v1.FormStatus
+	37, // 23: zcstore.v1.StatusReply.limits:type_name -> zcstore.v1.Limits
+	2,  // 24: zcstore.v1.Store.Put:input_type -> zcstore.v1.PutRequest
+	9,  // 25: zcstore.v1.Store.Have:input_type -> zcstore.v1.HaveRequest
+	12, // 26: zcstore.v1.Store.Attach:input_type -> zcstore.v1.AttachRequest
+	18, // 27: zcstore.v1.Store.List:input_type -> zcstore.v1.ListRequest
+	19, // 28: zcstore.v1.Store.Show:input_type -> zcstore.v1.ShowRequest
+	24, // 29: zcstore.v1.Store.Tag:input_type -> zcstore.v1.TagRequest
+	26, // 30: zcstore.v1.Store.Remove:input_type -> zcstore.v1.RemoveRequest
+	28, // 31: zcstore.v1.Store.Holders:input_type -> zcstore.v1.HoldersRequest
+	30, // 32: zcstore.v1.Store.Verify:input_type -> zcstore.v1.VerifyRequest
+	32, // 33: zcstore.v1.Store.Pin:input_type -> zcstore.v1.PinRequest
+	34, // 34: zcstore.v1.Store.Status:input_type -> zcstore.v1.StatusRequest
+	5,  // 35: zcstore.v1.Store.Put:output_type -> zcstore.v1.PutReply
+	10, // 36: zcstore.v1.Store.Have:output_type -> zcstore.v1.HaveReply
+	14, // 37: zcstore.v1.Store.Attach:output_type -> zcstore.v1.AttachReply
+	20, // 38: zcstore.v1.Store.List:output_type -> zcstore.v1.VersionInfo
+	20, // 39: zcstore.v1.Store.Show:output_type -> zcstore.v1.VersionInfo
+	25, // 40: zcstore.v1.Store.Tag:output_type -> zcstore.v1.TagReply
+	27, // 41: zcstore.v1.Store.Remove:output_type -> zcstore.v1.RemoveReply
+	29, // 42: zcstore.v1.Store.Holders:output_type -> zcstore.v1.Holder
+	31, // 43: zcstore.v1.Store.Verify:output_type -> zcstore.v1.VerifyReply
+	33, // 44: zcstore.v1.Store.Pin:output_type -> zcstore.v1.PinReply
+	35, // 45: zcstore.v1.Store.Status:output_type -> zcstore.v1.StatusReply
+	35, // [35:46] is the sub-list for method output_type
+	24, // [24:35] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_zcstore_v1_zcstore_proto_init() }
@@ -3254,7 +3618,7 @@ func file_zcstore_v1_zcstore_proto_init() {
 		(*AttachRequest_Open)(nil),
 		(*AttachRequest_Release)(nil),
 	}
-	file_zcstore_v1_zcstore_proto_msgTypes[11].OneofWrappers = []any{
+	file_zcstore_v1_zcstore_proto_msgTypes[12].OneofWrappers = []any{
 		(*AttachReply_Opened)(nil),
 		(*AttachReply_Released)(nil),
 		(*AttachReply_Error)(nil),
@@ -3265,7 +3629,7 @@ func file_zcstore_v1_zcstore_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zcstore_v1_zcstore_proto_rawDesc), len(file_zcstore_v1_zcstore_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
