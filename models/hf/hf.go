@@ -12,14 +12,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
-	"sort"
 	"strconv"
 	"strings"
 
 	"github.com/zcstore/zcstore/models/arch"
 	"github.com/zcstore/zcstore/models/manifest"
-	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -84,7 +81,7 @@ func (im *Import) single(path string) error {
 	if len(w.found) == 0 {
 		return zcerr.New(zcerr.Invalid, "%s has no tensors", path)
 	}
-	w.into(root, func(string) tensor.Role { return tensor.Other })
+	w.into(root, "", func(string) tensor.Role { return tensor.Other })
 	return nil
 }
 
@@ -118,7 +115,7 @@ func (im *Import) directory(dir string) error {
 	if err := w.directory(modelDir); err != nil {
 		return err
 	}
-	w.into(model, a.Roles)
+	w.into(model, "", a.Roles)
 	root.Items = append(root.Items, manifest.Item{Key: text.PartModel, Node: model})
 	if err := im.tokenizer(root, modelDir, config, &cfg); err != nil {
 		return err
@@ -209,136 +206,4 @@ func task(c *config, modules []module) string {
 		}
 	}
 	return text.Encode
-}
-
-// weights collects tensors of files.
-type weights struct {
-	im    *Import
-	found []stored
-	from  map[string]string // tensor name -> file
-}
-
-type stored struct {
-	entry safetensors.Entry
-	file  *os.File
-	start int64 // of the tensor's bytes in the file
-}
-
-// directory finds the weights of a model directory: one file, or shards with an index.
-func (w *weights) directory(dir string) error {
-	one, index := filepath.Join(dir, "model.safetensors"), filepath.Join(dir, "model.safetensors.index.json")
-	// Whatever has the name counts: a link to a file that was not downloaded is told of when it is opened.
-	if _, err := os.Lstat(index); !errors.Is(err, os.ErrNotExist) {
-		return w.shards(dir, index)
-	}
-	if _, err := os.Lstat(one); !errors.Is(err, os.ErrNotExist) {
-		return w.file(one)
-	}
-	e := zcerr.New(zcerr.Invalid, "%s has neither model.safetensors nor model.safetensors.index.json", dir)
-	if bins, _ := filepath.Glob(filepath.Join(dir, "pytorch_model*.bin")); len(bins) > 0 {
-		return e.WithHint("it has PyTorch .bin weights, which this version does not read; save the model with safe_serialization=True")
-	}
-	return e.WithHint("download the weights as safetensors into the directory")
-}
-
-// shards reads an index and the files it names. Every tensor must be where the index says, and nowhere else.
-func (w *weights) shards(dir, path string) error {
-	b, err := readSmall(path)
-	if err != nil {
-		return err
-	}
-	var index struct {
-		WeightMap map[string]string `json:"weight_map"`
-	}
-	if err := json.Unmarshal(b, &index); err != nil {
-		return badJSON(path, err)
-	}
-	if len(index.WeightMap) == 0 {
-		return zcerr.New(zcerr.Invalid, "%s: weight_map is missing or empty", path)
-	}
-	var files []string
-	for name, file := range index.WeightMap {
-		if file == "" || file != filepath.Base(file) || file == "." || file == ".." {
-			return zcerr.New(zcerr.Invalid, "%s: weight_map[%q] is %q, which is no file name in the directory", path, name, file)
-		}
-		if !slices.Contains(files, file) {
-			files = append(files, file)
-		}
-	}
-	sort.Strings(files)
-	for _, file := range files {
-		err := w.file(filepath.Join(dir, file))
-		if errors.Is(err, os.ErrNotExist) {
-			return zcerr.New(zcerr.Invalid, "shard %s is missing, and %s names it", filepath.Join(dir, file), filepath.Base(path)).WithHint("download the file again into %s", dir)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	for name, file := range index.WeightMap {
-		switch at := filepath.Base(w.from[name]); {
-		case w.from[name] == "":
-			return zcerr.New(zcerr.Invalid, "tensor %q is not in shard %s, where %s has it", name, file, filepath.Base(path))
-		case at != file:
-			return zcerr.New(zcerr.Invalid, "tensor %q is in shard %s, %s says %s", name, at, filepath.Base(path), file)
-		}
-	}
-	for name, file := range w.from {
-		if _, ok := index.WeightMap[name]; !ok {
-			return zcerr.New(zcerr.Invalid, "tensor %q of shard %s is not in %s", name, filepath.Base(file), filepath.Base(path))
-		}
-	}
-	return nil
-}
-
-// file adds the tensors of one safetensors file.
-func (w *weights) file(path string) error {
-	f, st, err := openRegular(path)
-	if err != nil {
-		return err
-	}
-	w.im.files = append(w.im.files, f)
-	h, err := safetensors.Read(f, st.Size())
-	if err != nil {
-		return zcerr.New(zcerr.Invalid, "%s: %w", path, err).WithHint("the file is damaged or no safetensors file; download it again")
-	}
-	return w.entries(path, h, f)
-}
-
-// entries adds the tensors of a header; file is nil for a stream.
-func (w *weights) entries(path string, h *safetensors.Header, f *os.File) error {
-	if w.from == nil {
-		w.from = map[string]string{}
-	}
-	for _, e := range h.Entries {
-		if err := manifest.CheckTensorName(e.Name); err != nil {
-			if isPadding(e.Name) {
-				continue
-			}
-			return zcerr.New(zcerr.Invalid, "%s: %w", path, err)
-		}
-		if other, dup := w.from[e.Name]; dup {
-			return zcerr.New(zcerr.Invalid, "tensor %q is in %s and in %s", e.Name, other, path)
-		}
-		w.from[e.Name] = path
-		w.found = append(w.found, stored{entry: e, file: f, start: h.DataStart + e.Begin})
-	}
-	return nil
-}
-
-// into makes the tensors found the params of a module.
-func (w *weights) into(n *manifest.Node, roles func(string) tensor.Role) {
-	d := w.im.Draft
-	for _, s := range w.found {
-		role := roles(s.entry.Name)
-		if len(s.entry.Shape) != 2 && (role == tensor.Linear || role == tensor.LinearT || role == tensor.Lookup) {
-			role = tensor.Other
-		}
-		n.Params = append(n.Params, manifest.Param{Name: s.entry.Name, Tensor: len(d.Tensors)})
-		t := manifest.DraftTensor{Names: []string{s.entry.Name}, DType: s.entry.DType, Shape: s.entry.Shape, Role: role}
-		if s.file != nil {
-			t.Data = io.NewSectionReader(s.file, s.start, s.entry.SizeBytes())
-		}
-		d.Tensors = append(d.Tensors, t)
-	}
 }

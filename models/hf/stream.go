@@ -35,7 +35,7 @@ func OpenStream(r io.Reader) (*Stream, error) {
 	if len(w.found) == 0 {
 		return nil, zcerr.New(zcerr.Invalid, "the stream has no tensors")
 	}
-	w.into(root, func(string) tensor.Role { return tensor.Other })
+	w.into(root, "", func(string) tensor.Role { return tensor.Other })
 	var parts []io.Reader
 	for _, e := range h.Entries { // in the order of their bytes
 		if manifest.CheckTensorName(e.Name) != nil && isPadding(e.Name) {

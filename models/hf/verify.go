@@ -18,8 +18,8 @@ import (
 // fit its config is refused at put, not in the first worker. Building reads names, shapes and dtypes, and no weight.
 func (w *weights) verify(dir, config string, root *manifest.Node) error {
 	largest := 1
-	for _, s := range w.found {
-		largest = max(largest, int(s.entry.SizeBytes()))
+	for i := range w.im.Draft.Tensors {
+		largest = max(largest, bytesOf(&w.im.Draft.Tensors[i]))
 	}
 	// Zeros that cost no memory, as many as the largest tensor needs: a file's own tensors need not be aligned.
 	zeros, err := unix.Mmap(-1, 0, largest, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -29,6 +29,12 @@ func (w *weights) verify(dir, config string, root *manifest.Node) error {
 	defer unix.Munmap(zeros)
 	_, err = models.Build(root.Impl, &draftSource{w: w, config: config, zeros: zeros, n: root})
 	return zcerr.Wrap("import", dir, err)
+}
+
+// bytesOf is the size of a tensor; the reader of its file has checked that there is one.
+func bytesOf(t *manifest.DraftTensor) int {
+	n, _ := tensor.SizeBytes(t.DType, t.Shape)
+	return n
 }
 
 // draftSource is a module of a draft as its constructor sees it.
@@ -54,13 +60,13 @@ func (s *draftSource) Config(into any) error {
 	return nil
 }
 
-func (s *draftSource) find(name string) (stored, bool) {
+func (s *draftSource) find(name string) (*manifest.DraftTensor, bool) {
 	for _, p := range s.n.Params {
 		if p.Name == name {
-			return s.w.found[p.Tensor], true
+			return &s.w.im.Draft.Tensors[p.Tensor], true
 		}
 	}
-	return stored{}, false
+	return nil, false
 }
 
 func (s *draftSource) Has(name string) bool { _, ok := s.find(name); return ok }
@@ -78,11 +84,11 @@ func (s *draftSource) Tensor(name string, want tensor.Shape) (tensor.View, tenso
 	if !ok {
 		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s: tensor %q %v is missing", s.Path(), name, want)
 	}
-	got := st.entry.Shape
+	got := st.Shape
 	if want != nil && !got.Fits(want) {
-		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s is %v %v, config.json asks for %v", name, st.entry.DType, got, want)
+		return tensor.View{}, 0, zcerr.New(zcerr.Invalid, "%s is %v %v, config.json asks for %v", name, st.DType, got, want)
 	}
-	v, err := tensor.New(st.entry.DType, st.entry.Shape, s.zeros[:st.entry.SizeBytes()])
+	v, err := tensor.New(st.DType, st.Shape, s.zeros[:bytesOf(st)])
 	return v, tensor.Other, err
 }
 
