@@ -13,6 +13,9 @@ TEXT ·gemmF321x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain1
@@ -117,6 +120,11 @@ TEXT ·gemmF322x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain2
@@ -248,6 +256,13 @@ TEXT ·gemmF323x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain3
@@ -408,6 +423,15 @@ TEXT ·gemmF324x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain4
@@ -597,6 +621,17 @@ TEXT ·gemmF325x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain5
@@ -813,6 +848,19 @@ TEXT ·gemmF326x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain6
@@ -1129,6 +1177,9 @@ TEXT ·gemmBF16Wide1x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain8
@@ -1278,6 +1329,11 @@ TEXT ·gemmBF16Wide2x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain9
@@ -1469,6 +1525,13 @@ TEXT ·gemmBF16Wide3x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain10
@@ -1704,6 +1767,15 @@ TEXT ·gemmBF16Wide4x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain11
@@ -1983,6 +2055,17 @@ TEXT ·gemmBF16Wide5x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain12
@@ -2304,6 +2387,19 @@ TEXT ·gemmBF16Wide6x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain13
@@ -2789,6 +2885,9 @@ TEXT ·gemmInt8Wide1x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -2981,6 +3080,11 @@ TEXT ·gemmInt8Wide2x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -3241,6 +3345,13 @@ TEXT ·gemmInt8Wide3x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -3571,6 +3682,15 @@ TEXT ·gemmInt8Wide4x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -3971,6 +4091,17 @@ TEXT ·gemmInt8Wide5x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -4439,6 +4570,19 @@ TEXT ·gemmInt8Wide6x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
 	MOVQ tile_lanes(DI), CX
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
+	ADDQ CX, AX
+	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX

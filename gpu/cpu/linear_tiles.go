@@ -15,49 +15,75 @@ import (
 // lanes is the number of columns of a panel.
 const lanes = 16
 
-// chunkBytes bounds the panels of a chunk: half of a second-level cache of a megabyte.
-const chunkBytes = 512 << 10
+// chunkBytes bounds the panels of a chunk, and rowBytes the rows of x that are used with one after the other: about half and
+// a third of a second-level cache of a megabyte.
+const (
+	chunkBytes = 512 << 10
+	rowBytes   = 320 << 10
+)
 
 func roundUp(n, to int) int { return (n + to - 1) / to * to }
 
-// chunks is how a product is divided into tasks: cols columns by rows rows.
+// chunks is how a product with a weight is divided into pieces: cols columns by rows rows.
 type chunks struct{ cols, rows int }
 
-// divide makes enough tasks for the threads. Dividing rows makes panels more than once, so columns come first.
-func (d *Device) divide(g *gpu.Group, rows int) chunks {
+// divide makes enough pieces for the threads.
+//
+// Rows of a plain weight become panels once for each piece, so that columns are divided before rows are. Panels that are
+// stored cost nothing to use again: there a piece has as many rows as stay in the second-level cache beside two panels, since
+// many short rows that come from further away are nothing that a processor fetches ahead.
+func (d *Device) divide(w *gpu.Weight, n, rows int) chunks {
+	p := w.Data().(*weight)
 	c := chunks{cols: 4 * lanes, rows: rows}
-	for c.cols > lanes && 4*c.cols*g.K() > chunkBytes || c.cols > 2*lanes && g.N() < 2*c.cols*d.threads {
+	bytes := 4 * w.K // of a row
+	if p.form != 0 {
+		bytes = d.k.of(p.form).lineBytes * p.size.Lines()
+		c.rows = min(rows, max(rowBytes/bytes/12, 2)*12)
+	}
+	for c.cols > lanes && c.cols*bytes > chunkBytes || c.cols > 2*lanes && n < 2*c.cols*d.threads {
 		c.cols /= 2
 	}
-	for c.rows > 96 && g.N()*rows < 2*c.cols*c.rows*d.threads {
+	for c.rows > 96 && n*rows < 2*c.cols*c.rows*d.threads {
 		c.rows = (c.rows + 1) / 2
 	}
 	return c
 }
 
-func (c chunks) of(w *gpu.Weight, rows int) int {
-	return (w.N + c.cols - 1) / c.cols * c.down(rows)
-}
+// pieces of a weight are numbered so that those that follow each other share their rows, or where panels are made, their
+// columns.
+func (c chunks) pieces(w *gpu.Weight, rows int) int { return c.across(w) * c.down(rows) }
+
+func (c chunks) across(w *gpu.Weight) int { return (w.N + c.cols - 1) / c.cols }
 
 func (c chunks) down(rows int) int { return (rows + c.rows - 1) / c.rows }
 
+// at is where a piece begins.
+func (c chunks) at(piece int, w *gpu.Weight, rows int) (n0, i0 int) {
+	if w.Layout != gpu.Plain {
+		across := c.across(w)
+		return piece % across * c.cols, piece / across * c.rows
+	}
+	down := c.down(rows)
+	return piece / down * c.cols, piece % down * c.rows
+}
+
 // linearTask is a Linear on kernels, a piece being a chunk.
 type linearTask struct {
+	d      *Device
 	k      *kernels
 	dst, x gpu.Matrix
 	forms  [pack.Int8 + 1]operands // of x, for the forms that there are in the group
 	g      *gpu.Group
 	e      gpu.Epilogue
-	c      chunks
 }
 
 func (q *queue) linearTiles(k *kernels, dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 	l := &q.linear
-	*l = linearTask{k: k, dst: dst, x: x, g: g, e: e, c: q.d.divide(g, x.Rows)}
+	*l = linearTask{d: q.d, k: k, dst: dst, x: x, g: g, e: e}
 	pieces := 0
 	for i := range g.Len() {
 		w, _ := g.At(i)
-		pieces += l.c.of(w, x.Rows)
+		pieces += q.d.divide(w, g.N(), x.Rows).pieces(w, x.Rows)
 		if f := w.Data().(*weight).form; l.forms[f].f == nil && k.of(f).row != nil {
 			l.forms[f] = q.operands(k.of(f), f, x)
 		}
@@ -70,15 +96,15 @@ func (l *linearTask) do(piece int, s *scratch) {
 	col := 0 // of dst, where the weight begins
 	for i := range l.g.Len() {
 		w, bias := l.g.At(i)
-		n := l.c.of(w, l.x.Rows)
+		parts := l.d.divide(w, l.g.N(), l.x.Rows)
+		n := parts.pieces(w, l.x.Rows)
 		if piece >= n {
 			piece -= n
 			col += w.N
 			continue
 		}
-		down := l.c.down(l.x.Rows)
-		n0, i0 := piece/down*l.c.cols, piece%down*l.c.rows
-		n1, i1 := min(n0+l.c.cols, w.N), min(i0+l.c.rows, l.x.Rows)
+		n0, i0 := parts.at(piece, w, l.x.Rows)
+		n1, i1 := min(n0+parts.cols, w.N), min(i0+parts.rows, l.x.Rows)
 		p := w.Data().(*weight)
 		c := chunk{k: l.k, p: l.k.of(p.form), s: s, e: l.e, n: n1 - n0, lines: w.K, step: 4 * lanes,
 			dst: l.dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0)}

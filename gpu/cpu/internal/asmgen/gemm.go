@@ -71,6 +71,17 @@ func (g *isa) gemm(p *product, rows, panels int) {
 		g.op("KMOVW AX, K1")
 	}
 
+	// The result is fetched now: it is written all at once, at the end, and often it lies further away than the caches.
+	g.op("MOVQ tile_c(DI), AX")
+	g.op("MOVQ tile_ldc(DI), CX")
+	for i := range rows {
+		for panel := range panels {
+			g.op("PREFETCHT0 %d(AX)", 64*panel)
+		}
+		if i < rows-1 {
+			g.op("ADDQ CX, AX")
+		}
+	}
 	l := g.newLabels("plain", "begin", "loop", "rest", "last", "done", "store", "unbiased")
 	plain, begin, loop, rest, last, done, store, unbiased := l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7]
 	if p.scaled {
