@@ -5561,7 +5561,7 @@ end29:
 	RET
 
 // func geluErfAVX2(t *block)
-// x Phi(x), with log2 Phi(-|x|) as polynomial.
+// x/2 + |x| erf(|x|/sqrt 2)/2, the latter as a polynomial whose coefficients are looked up by where |x| is.
 TEXT ·geluErfAVX2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	MOVQ block_dst(DI), R8
@@ -5584,40 +5584,27 @@ row30:
 cols31:
 	VMOVUPS (R9)(BX*1), Y0
 	VANDPS constantsAVX2<>+224(SB), Y0, Y4
-	VMOVUPS constantsAVX2<>+256(SB), Y5
-	VFMADD213PS constantsAVX2<>+288(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+320(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+352(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+384(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+416(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+448(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+480(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+512(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+544(SB), Y4, Y5
-	VCMPPS $1, constantsAVX2<>+576(SB), Y4, Y4
-	VANDPS Y4, Y5, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
-	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
-	VMAXPS Y1, Y2, Y1
-	VROUNDPS $9, Y1, Y3
-	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
-	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
-	VPSLLD $23, Y3, Y3
-	VMULPS Y3, Y2, Y2
-	VANDPS Y4, Y2, Y2
-	VMOVUPS constantsAVX2<>+160(SB), Y3
-	VSUBPS Y2, Y3, Y3
-	VBLENDVPS Y0, Y2, Y3, Y3
-	VMULPS Y3, Y0, Y0
+	VMULPS constantsAVX2<>+256(SB), Y4, Y1
+	VMOVUPS constantsAVX2<>+288(SB), Y3
+	VMINPS Y1, Y3, Y1
+	VADDPS constantsAVX2<>+320(SB), Y1, Y3
+	VSUBPS constantsAVX2<>+320(SB), Y3, Y5
+	VSUBPS Y5, Y1, Y1
+	VPERMPS tablesAVX2<>+0(SB), Y3, Y2
+	VPERMPS tablesAVX2<>+32(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+64(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+96(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+128(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+160(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+192(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VMULPS constantsAVX2<>+352(SB), Y0, Y0
+	VFMADD231PS Y4, Y2, Y0
 	VMOVUPS Y0, (R8)(BX*1)
 	ADDQ $32, BX
 	SUBQ $8, CX
@@ -5628,40 +5615,27 @@ tail31:
 	JZ end31
 	VMASKMOVPS (R9)(BX*1), Y15, Y0
 	VANDPS constantsAVX2<>+224(SB), Y0, Y4
-	VMOVUPS constantsAVX2<>+256(SB), Y5
-	VFMADD213PS constantsAVX2<>+288(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+320(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+352(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+384(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+416(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+448(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+480(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+512(SB), Y4, Y5
-	VFMADD213PS constantsAVX2<>+544(SB), Y4, Y5
-	VCMPPS $1, constantsAVX2<>+576(SB), Y4, Y4
-	VANDPS Y4, Y5, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
-	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
-	VMAXPS Y1, Y2, Y1
-	VROUNDPS $9, Y1, Y3
-	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
-	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
-	VPSLLD $23, Y3, Y3
-	VMULPS Y3, Y2, Y2
-	VANDPS Y4, Y2, Y2
-	VMOVUPS constantsAVX2<>+160(SB), Y3
-	VSUBPS Y2, Y3, Y3
-	VBLENDVPS Y0, Y2, Y3, Y3
-	VMULPS Y3, Y0, Y0
+	VMULPS constantsAVX2<>+256(SB), Y4, Y1
+	VMOVUPS constantsAVX2<>+288(SB), Y3
+	VMINPS Y1, Y3, Y1
+	VADDPS constantsAVX2<>+320(SB), Y1, Y3
+	VSUBPS constantsAVX2<>+320(SB), Y3, Y5
+	VSUBPS Y5, Y1, Y1
+	VPERMPS tablesAVX2<>+0(SB), Y3, Y2
+	VPERMPS tablesAVX2<>+32(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+64(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+96(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+128(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+160(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VPERMPS tablesAVX2<>+192(SB), Y3, Y5
+	VFMADD213PS Y5, Y1, Y2
+	VMULPS constantsAVX2<>+352(SB), Y0, Y0
+	VFMADD231PS Y4, Y2, Y0
 	VMASKMOVPS Y0, Y15, (R8)(BX*1)
 
 end31:
@@ -5696,24 +5670,24 @@ row32:
 cols33:
 	VMOVUPS (R9)(BX*1), Y0
 	VMULPS Y0, Y0, Y1
-	VMOVUPS constantsAVX2<>+896(SB), Y2
-	VFMADD213PS constantsAVX2<>+928(SB), Y2, Y1
+	VMOVUPS constantsAVX2<>+384(SB), Y2
+	VFMADD213PS constantsAVX2<>+416(SB), Y2, Y1
 	VMULPS Y0, Y1, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
@@ -5730,24 +5704,24 @@ tail33:
 	JZ end33
 	VMASKMOVPS (R9)(BX*1), Y15, Y0
 	VMULPS Y0, Y0, Y1
-	VMOVUPS constantsAVX2<>+896(SB), Y2
-	VFMADD213PS constantsAVX2<>+928(SB), Y2, Y1
+	VMOVUPS constantsAVX2<>+384(SB), Y2
+	VFMADD213PS constantsAVX2<>+416(SB), Y2, Y1
 	VMULPS Y0, Y1, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
@@ -5787,22 +5761,22 @@ row34:
 
 cols35:
 	VMOVUPS (R9)(BX*1), Y0
-	VMULPS constantsAVX2<>+960(SB), Y0, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMULPS constantsAVX2<>+736(SB), Y0, Y1
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
@@ -5818,22 +5792,22 @@ tail35:
 	ADDQ $8, CX
 	JZ end35
 	VMASKMOVPS (R9)(BX*1), Y15, Y0
-	VMULPS constantsAVX2<>+960(SB), Y0, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMULPS constantsAVX2<>+736(SB), Y0, Y1
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
@@ -5873,22 +5847,22 @@ row36:
 
 cols37:
 	VMOVUPS (R9)(BX*1), Y0
-	VMULPS constantsAVX2<>+960(SB), Y0, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMULPS constantsAVX2<>+736(SB), Y0, Y1
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
@@ -5904,22 +5878,22 @@ tail37:
 	ADDQ $8, CX
 	JZ end37
 	VMASKMOVPS (R9)(BX*1), Y15, Y0
-	VMULPS constantsAVX2<>+960(SB), Y0, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMULPS constantsAVX2<>+736(SB), Y0, Y1
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
@@ -5960,38 +5934,38 @@ row38:
 cols39:
 	VMOVUPS (R9)(BX*1), Y0
 	VANDPS constantsAVX2<>+224(SB), Y0, Y4
-	VMULPS constantsAVX2<>+992(SB), Y4, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMULPS constantsAVX2<>+768(SB), Y4, Y1
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
 	VSUBPS Y2, Y3, Y1
 	VADDPS Y2, Y3, Y2
 	VDIVPS Y2, Y1, Y2
-	VANDPS constantsAVX2<>+1024(SB), Y0, Y3
+	VANDPS constantsAVX2<>+800(SB), Y0, Y3
 	VORPS Y3, Y2, Y2
 	VMULPS Y0, Y0, Y1
-	VMOVUPS constantsAVX2<>+1056(SB), Y5
-	VFMADD213PS constantsAVX2<>+1088(SB), Y1, Y5
-	VFMADD213PS constantsAVX2<>+1120(SB), Y1, Y5
-	VFMADD213PS constantsAVX2<>+1152(SB), Y1, Y5
-	VFMADD213PS constantsAVX2<>+1184(SB), Y1, Y5
+	VMOVUPS constantsAVX2<>+832(SB), Y5
+	VFMADD213PS constantsAVX2<>+864(SB), Y1, Y5
+	VFMADD213PS constantsAVX2<>+896(SB), Y1, Y5
+	VFMADD213PS constantsAVX2<>+928(SB), Y1, Y5
+	VFMADD213PS constantsAVX2<>+960(SB), Y1, Y5
 	VMULPS Y0, Y5, Y0
-	VCMPPS $5, constantsAVX2<>+1216(SB), Y4, Y4
+	VCMPPS $5, constantsAVX2<>+992(SB), Y4, Y4
 	VBLENDVPS Y4, Y2, Y0, Y0
 	VMOVUPS Y0, (R8)(BX*1)
 	ADDQ $32, BX
@@ -6003,38 +5977,38 @@ tail39:
 	JZ end39
 	VMASKMOVPS (R9)(BX*1), Y15, Y0
 	VANDPS constantsAVX2<>+224(SB), Y0, Y4
-	VMULPS constantsAVX2<>+992(SB), Y4, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
+	VMULPS constantsAVX2<>+768(SB), Y4, Y1
+	VMOVUPS constantsAVX2<>+448(SB), Y2
 	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
+	VMOVUPS constantsAVX2<>+480(SB), Y2
 	VMAXPS Y1, Y2, Y1
 	VROUNDPS $9, Y1, Y3
 	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
+	VMOVUPS constantsAVX2<>+512(SB), Y2
+	VFMADD213PS constantsAVX2<>+544(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+576(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+608(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+640(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+672(SB), Y1, Y2
 	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
 	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
+	VPADDD constantsAVX2<>+704(SB), Y3, Y3
 	VPSLLD $23, Y3, Y3
 	VMULPS Y3, Y2, Y2
 	VMOVUPS constantsAVX2<>+160(SB), Y3
 	VSUBPS Y2, Y3, Y1
 	VADDPS Y2, Y3, Y2
 	VDIVPS Y2, Y1, Y2
-	VANDPS constantsAVX2<>+1024(SB), Y0, Y3
+	VANDPS constantsAVX2<>+800(SB), Y0, Y3
 	VORPS Y3, Y2, Y2
 	VMULPS Y0, Y0, Y1
-	VMOVUPS constantsAVX2<>+1056(SB), Y5
-	VFMADD213PS constantsAVX2<>+1088(SB), Y1, Y5
-	VFMADD213PS constantsAVX2<>+1120(SB), Y1, Y5
-	VFMADD213PS constantsAVX2<>+1152(SB), Y1, Y5
-	VFMADD213PS constantsAVX2<>+1184(SB), Y1, Y5
+	VMOVUPS constantsAVX2<>+832(SB), Y5
+	VFMADD213PS constantsAVX2<>+864(SB), Y1, Y5
+	VFMADD213PS constantsAVX2<>+896(SB), Y1, Y5
+	VFMADD213PS constantsAVX2<>+928(SB), Y1, Y5
+	VFMADD213PS constantsAVX2<>+960(SB), Y1, Y5
 	VMULPS Y0, Y5, Y0
-	VCMPPS $5, constantsAVX2<>+1216(SB), Y4, Y4
+	VCMPPS $5, constantsAVX2<>+992(SB), Y4, Y4
 	VBLENDVPS Y4, Y2, Y0, Y0
 	VMASKMOVPS Y0, Y15, (R8)(BX*1)
 
@@ -6052,6 +6026,7 @@ TEXT ·expRowsAVX2(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	MOVQ block_inv(DI), R10
 	VBROADCASTSS block_scale(DI), Y8
+	VMULPS constantsAVX2<>+1024(SB), Y8, Y8
 	MOVQ block_dst(DI), R8
 	MOVQ block_src(DI), R9
 	MOVQ block_rows(DI), R12
@@ -6064,7 +6039,7 @@ TEXT ·expRowsAVX2(SB), NOSPLIT, $0-8
 	VMOVUPS (BX), Y15
 
 row40:
-	VMOVUPS constantsAVX2<>+1248(SB), Y0
+	VMOVUPS constantsAVX2<>+1056(SB), Y0
 	XORQ BX, BX
 	MOVQ R13, CX
 	SUBQ $8, CX
@@ -6083,7 +6058,7 @@ tail41:
 	JZ end41
 	VMASKMOVPS (R9)(BX*1), Y15, Y1
 	VMULPS Y8, Y1, Y1
-	VMOVUPS constantsAVX2<>+1248(SB), Y2
+	VMOVUPS constantsAVX2<>+1056(SB), Y2
 	VBLENDVPS Y15, Y1, Y2, Y1
 	VMAXPS Y1, Y0, Y0
 
@@ -6105,24 +6080,19 @@ cols42:
 	VMOVUPS (R9)(BX*1), Y1
 	VMULPS Y8, Y1, Y1
 	VSUBPS Y7, Y1, Y1
-	VMULPS constantsAVX2<>+1280(SB), Y1, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
-	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
-	VMAXPS Y1, Y2, Y1
-	VROUNDPS $9, Y1, Y3
-	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
-	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
-	VPSLLD $23, Y3, Y3
-	VMULPS Y3, Y2, Y2
+	VADDPS constantsAVX2<>+1088(SB), Y1, Y3
+	VSUBPS constantsAVX2<>+1088(SB), Y3, Y4
+	VCMPPS $5, constantsAVX2<>+1120(SB), Y1, Y5
+	VSUBPS Y4, Y1, Y1
+	VPERMPS tablesAVX2<>+224(SB), Y3, Y4
+	VPSLLD $20, Y3, Y3
+	VPADDD Y3, Y4, Y4
+	VMOVUPS constantsAVX2<>+1152(SB), Y2
+	VFMADD213PS constantsAVX2<>+1184(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+1216(SB), Y1, Y2
+	VMULPS Y4, Y1, Y1
+	VFMADD213PS Y4, Y1, Y2
+	VANDPS Y5, Y2, Y2
 	VMOVUPS Y2, (R8)(BX*1)
 	VADDPS Y2, Y6, Y6
 	ADDQ $32, BX
@@ -6135,24 +6105,19 @@ tail42:
 	VMASKMOVPS (R9)(BX*1), Y15, Y1
 	VMULPS Y8, Y1, Y1
 	VSUBPS Y7, Y1, Y1
-	VMULPS constantsAVX2<>+1280(SB), Y1, Y1
-	VMOVUPS constantsAVX2<>+608(SB), Y2
-	VMINPS Y1, Y2, Y1
-	VMOVUPS constantsAVX2<>+640(SB), Y2
-	VMAXPS Y1, Y2, Y1
-	VROUNDPS $9, Y1, Y3
-	VSUBPS Y3, Y1, Y1
-	VMOVUPS constantsAVX2<>+672(SB), Y2
-	VFMADD213PS constantsAVX2<>+704(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+736(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+768(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+800(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+832(SB), Y1, Y2
-	VFMADD213PS constantsAVX2<>+160(SB), Y1, Y2
-	VCVTPS2DQ Y3, Y3
-	VPADDD constantsAVX2<>+864(SB), Y3, Y3
-	VPSLLD $23, Y3, Y3
-	VMULPS Y3, Y2, Y2
+	VADDPS constantsAVX2<>+1088(SB), Y1, Y3
+	VSUBPS constantsAVX2<>+1088(SB), Y3, Y4
+	VCMPPS $5, constantsAVX2<>+1120(SB), Y1, Y5
+	VSUBPS Y4, Y1, Y1
+	VPERMPS tablesAVX2<>+224(SB), Y3, Y4
+	VPSLLD $20, Y3, Y3
+	VPADDD Y3, Y4, Y4
+	VMOVUPS constantsAVX2<>+1152(SB), Y2
+	VFMADD213PS constantsAVX2<>+1184(SB), Y1, Y2
+	VFMADD213PS constantsAVX2<>+1216(SB), Y1, Y2
+	VMULPS Y4, Y1, Y1
+	VFMADD213PS Y4, Y1, Y2
+	VANDPS Y5, Y2, Y2
 	VMASKMOVPS Y2, Y15, (R8)(BX*1)
 	VANDPS Y15, Y2, Y2
 	VADDPS Y2, Y6, Y6
@@ -6494,271 +6459,320 @@ DATA constantsAVX2<>+240(SB)/4, $0x7fffffff
 DATA constantsAVX2<>+244(SB)/4, $0x7fffffff
 DATA constantsAVX2<>+248(SB)/4, $0x7fffffff
 DATA constantsAVX2<>+252(SB)/4, $0x7fffffff
-DATA constantsAVX2<>+256(SB)/4, $0x3467beee
-DATA constantsAVX2<>+260(SB)/4, $0x3467beee
-DATA constantsAVX2<>+264(SB)/4, $0x3467beee
-DATA constantsAVX2<>+268(SB)/4, $0x3467beee
-DATA constantsAVX2<>+272(SB)/4, $0x3467beee
-DATA constantsAVX2<>+276(SB)/4, $0x3467beee
-DATA constantsAVX2<>+280(SB)/4, $0x3467beee
-DATA constantsAVX2<>+284(SB)/4, $0x3467beee
-DATA constantsAVX2<>+288(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+292(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+296(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+300(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+304(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+308(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+312(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+316(SB)/4, $0xb6a65968
-DATA constantsAVX2<>+320(SB)/4, $0x383f377a
-DATA constantsAVX2<>+324(SB)/4, $0x383f377a
-DATA constantsAVX2<>+328(SB)/4, $0x383f377a
-DATA constantsAVX2<>+332(SB)/4, $0x383f377a
-DATA constantsAVX2<>+336(SB)/4, $0x383f377a
-DATA constantsAVX2<>+340(SB)/4, $0x383f377a
-DATA constantsAVX2<>+344(SB)/4, $0x383f377a
-DATA constantsAVX2<>+348(SB)/4, $0x383f377a
-DATA constantsAVX2<>+352(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+356(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+360(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+364(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+368(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+372(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+376(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+380(SB)/4, $0xb940c51f
-DATA constantsAVX2<>+384(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+388(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+392(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+396(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+400(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+404(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+408(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+412(SB)/4, $0xb9429a4a
-DATA constantsAVX2<>+416(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+420(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+424(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+428(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+432(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+436(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+440(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+444(SB)/4, $0x3beaee55
-DATA constantsAVX2<>+448(SB)/4, $0xbd577305
-DATA constantsAVX2<>+452(SB)/4, $0xbd577305
-DATA constantsAVX2<>+456(SB)/4, $0xbd577305
-DATA constantsAVX2<>+460(SB)/4, $0xbd577305
-DATA constantsAVX2<>+464(SB)/4, $0xbd577305
-DATA constantsAVX2<>+468(SB)/4, $0xbd577305
-DATA constantsAVX2<>+472(SB)/4, $0xbd577305
-DATA constantsAVX2<>+476(SB)/4, $0xbd577305
-DATA constantsAVX2<>+480(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+484(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+488(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+492(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+496(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+500(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+504(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+508(SB)/4, $0xbeeb16e7
-DATA constantsAVX2<>+512(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+516(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+520(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+524(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+528(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+532(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+536(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+540(SB)/4, $0xbf9357bf
-DATA constantsAVX2<>+544(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+548(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+552(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+556(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+560(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+564(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+568(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+572(SB)/4, $0xbf7ffff5
-DATA constantsAVX2<>+576(SB)/4, $0x40c00000
-DATA constantsAVX2<>+580(SB)/4, $0x40c00000
-DATA constantsAVX2<>+584(SB)/4, $0x40c00000
-DATA constantsAVX2<>+588(SB)/4, $0x40c00000
-DATA constantsAVX2<>+592(SB)/4, $0x40c00000
-DATA constantsAVX2<>+596(SB)/4, $0x40c00000
-DATA constantsAVX2<>+600(SB)/4, $0x40c00000
-DATA constantsAVX2<>+604(SB)/4, $0x40c00000
-DATA constantsAVX2<>+608(SB)/4, $0x43000000
-DATA constantsAVX2<>+612(SB)/4, $0x43000000
-DATA constantsAVX2<>+616(SB)/4, $0x43000000
-DATA constantsAVX2<>+620(SB)/4, $0x43000000
-DATA constantsAVX2<>+624(SB)/4, $0x43000000
-DATA constantsAVX2<>+628(SB)/4, $0x43000000
-DATA constantsAVX2<>+632(SB)/4, $0x43000000
-DATA constantsAVX2<>+636(SB)/4, $0x43000000
-DATA constantsAVX2<>+640(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+644(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+648(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+652(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+656(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+660(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+664(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+668(SB)/4, $0xc2fe0000
-DATA constantsAVX2<>+672(SB)/4, $0x3963904a
-DATA constantsAVX2<>+676(SB)/4, $0x3963904a
-DATA constantsAVX2<>+680(SB)/4, $0x3963904a
-DATA constantsAVX2<>+684(SB)/4, $0x3963904a
-DATA constantsAVX2<>+688(SB)/4, $0x3963904a
-DATA constantsAVX2<>+692(SB)/4, $0x3963904a
-DATA constantsAVX2<>+696(SB)/4, $0x3963904a
-DATA constantsAVX2<>+700(SB)/4, $0x3963904a
-DATA constantsAVX2<>+704(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+708(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+712(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+716(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+720(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+724(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+728(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+732(SB)/4, $0x3aa30cc3
-DATA constantsAVX2<>+736(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+740(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+744(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+748(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+752(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+756(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+760(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+764(SB)/4, $0x3c1e93fd
-DATA constantsAVX2<>+768(SB)/4, $0x3d634281
-DATA constantsAVX2<>+772(SB)/4, $0x3d634281
-DATA constantsAVX2<>+776(SB)/4, $0x3d634281
-DATA constantsAVX2<>+780(SB)/4, $0x3d634281
-DATA constantsAVX2<>+784(SB)/4, $0x3d634281
-DATA constantsAVX2<>+788(SB)/4, $0x3d634281
-DATA constantsAVX2<>+792(SB)/4, $0x3d634281
-DATA constantsAVX2<>+796(SB)/4, $0x3d634281
-DATA constantsAVX2<>+800(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+804(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+808(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+812(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+816(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+820(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+824(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+828(SB)/4, $0x3e75fecf
-DATA constantsAVX2<>+832(SB)/4, $0x3f317215
-DATA constantsAVX2<>+836(SB)/4, $0x3f317215
-DATA constantsAVX2<>+840(SB)/4, $0x3f317215
-DATA constantsAVX2<>+844(SB)/4, $0x3f317215
-DATA constantsAVX2<>+848(SB)/4, $0x3f317215
-DATA constantsAVX2<>+852(SB)/4, $0x3f317215
-DATA constantsAVX2<>+856(SB)/4, $0x3f317215
-DATA constantsAVX2<>+860(SB)/4, $0x3f317215
-DATA constantsAVX2<>+864(SB)/4, $0x0000007f
-DATA constantsAVX2<>+868(SB)/4, $0x0000007f
-DATA constantsAVX2<>+872(SB)/4, $0x0000007f
-DATA constantsAVX2<>+876(SB)/4, $0x0000007f
-DATA constantsAVX2<>+880(SB)/4, $0x0000007f
-DATA constantsAVX2<>+884(SB)/4, $0x0000007f
-DATA constantsAVX2<>+888(SB)/4, $0x0000007f
-DATA constantsAVX2<>+892(SB)/4, $0x0000007f
-DATA constantsAVX2<>+896(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+900(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+904(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+908(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+912(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+916(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+920(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+924(SB)/4, $0xbdd2d3e8
-DATA constantsAVX2<>+928(SB)/4, $0xc0135761
-DATA constantsAVX2<>+932(SB)/4, $0xc0135761
-DATA constantsAVX2<>+936(SB)/4, $0xc0135761
-DATA constantsAVX2<>+940(SB)/4, $0xc0135761
-DATA constantsAVX2<>+944(SB)/4, $0xc0135761
-DATA constantsAVX2<>+948(SB)/4, $0xc0135761
-DATA constantsAVX2<>+952(SB)/4, $0xc0135761
-DATA constantsAVX2<>+956(SB)/4, $0xc0135761
-DATA constantsAVX2<>+960(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+964(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+968(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+972(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+976(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+980(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+984(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+988(SB)/4, $0xbfb8aa3b
-DATA constantsAVX2<>+992(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+996(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+1000(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+1004(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+1008(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+1012(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+1016(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+1020(SB)/4, $0xc038aa3b
-DATA constantsAVX2<>+1024(SB)/4, $0x80000000
-DATA constantsAVX2<>+1028(SB)/4, $0x80000000
-DATA constantsAVX2<>+1032(SB)/4, $0x80000000
-DATA constantsAVX2<>+1036(SB)/4, $0x80000000
-DATA constantsAVX2<>+1040(SB)/4, $0x80000000
-DATA constantsAVX2<>+1044(SB)/4, $0x80000000
-DATA constantsAVX2<>+1048(SB)/4, $0x80000000
-DATA constantsAVX2<>+1052(SB)/4, $0x80000000
-DATA constantsAVX2<>+1056(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1060(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1064(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1068(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1072(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1076(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1080(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1084(SB)/4, $0x3c76a255
-DATA constantsAVX2<>+1088(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1092(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1096(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1100(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1104(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1108(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1112(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1116(SB)/4, $0xbd544561
-DATA constantsAVX2<>+1120(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1124(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1128(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1132(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1136(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1140(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1144(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1148(SB)/4, $0x3e083d2e
-DATA constantsAVX2<>+1152(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1156(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1160(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1164(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1168(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1172(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1176(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1180(SB)/4, $0xbeaaa8de
-DATA constantsAVX2<>+1184(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1188(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1192(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1196(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1200(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1204(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1208(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1212(SB)/4, $0x3f7ffffe
-DATA constantsAVX2<>+1216(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1220(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1224(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1228(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1232(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1236(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1240(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1244(SB)/4, $0x3f200000
-DATA constantsAVX2<>+1248(SB)/4, $0xff800000
-DATA constantsAVX2<>+1252(SB)/4, $0xff800000
-DATA constantsAVX2<>+1256(SB)/4, $0xff800000
-DATA constantsAVX2<>+1260(SB)/4, $0xff800000
-DATA constantsAVX2<>+1264(SB)/4, $0xff800000
-DATA constantsAVX2<>+1268(SB)/4, $0xff800000
-DATA constantsAVX2<>+1272(SB)/4, $0xff800000
-DATA constantsAVX2<>+1276(SB)/4, $0xff800000
-DATA constantsAVX2<>+1280(SB)/4, $0x3fb8aa3b
-DATA constantsAVX2<>+1284(SB)/4, $0x3fb8aa3b
-DATA constantsAVX2<>+1288(SB)/4, $0x3fb8aa3b
-DATA constantsAVX2<>+1292(SB)/4, $0x3fb8aa3b
-DATA constantsAVX2<>+1296(SB)/4, $0x3fb8aa3b
-DATA constantsAVX2<>+1300(SB)/4, $0x3fb8aa3b
-DATA constantsAVX2<>+1304(SB)/4, $0x3fb8aa3b
-DATA constantsAVX2<>+1308(SB)/4, $0x3fb8aa3b
-GLOBL constantsAVX2<>(SB), RODATA|NOPTR, $1312
+DATA constantsAVX2<>+256(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+260(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+264(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+268(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+272(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+276(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+280(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+284(SB)/4, $0x3fa00000
+DATA constantsAVX2<>+288(SB)/4, $0x40e00000
+DATA constantsAVX2<>+292(SB)/4, $0x40e00000
+DATA constantsAVX2<>+296(SB)/4, $0x40e00000
+DATA constantsAVX2<>+300(SB)/4, $0x40e00000
+DATA constantsAVX2<>+304(SB)/4, $0x40e00000
+DATA constantsAVX2<>+308(SB)/4, $0x40e00000
+DATA constantsAVX2<>+312(SB)/4, $0x40e00000
+DATA constantsAVX2<>+316(SB)/4, $0x40e00000
+DATA constantsAVX2<>+320(SB)/4, $0x4b400000
+DATA constantsAVX2<>+324(SB)/4, $0x4b400000
+DATA constantsAVX2<>+328(SB)/4, $0x4b400000
+DATA constantsAVX2<>+332(SB)/4, $0x4b400000
+DATA constantsAVX2<>+336(SB)/4, $0x4b400000
+DATA constantsAVX2<>+340(SB)/4, $0x4b400000
+DATA constantsAVX2<>+344(SB)/4, $0x4b400000
+DATA constantsAVX2<>+348(SB)/4, $0x4b400000
+DATA constantsAVX2<>+352(SB)/4, $0x3f000000
+DATA constantsAVX2<>+356(SB)/4, $0x3f000000
+DATA constantsAVX2<>+360(SB)/4, $0x3f000000
+DATA constantsAVX2<>+364(SB)/4, $0x3f000000
+DATA constantsAVX2<>+368(SB)/4, $0x3f000000
+DATA constantsAVX2<>+372(SB)/4, $0x3f000000
+DATA constantsAVX2<>+376(SB)/4, $0x3f000000
+DATA constantsAVX2<>+380(SB)/4, $0x3f000000
+DATA constantsAVX2<>+384(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+388(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+392(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+396(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+400(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+404(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+408(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+412(SB)/4, $0xbdd2d3e8
+DATA constantsAVX2<>+416(SB)/4, $0xc0135761
+DATA constantsAVX2<>+420(SB)/4, $0xc0135761
+DATA constantsAVX2<>+424(SB)/4, $0xc0135761
+DATA constantsAVX2<>+428(SB)/4, $0xc0135761
+DATA constantsAVX2<>+432(SB)/4, $0xc0135761
+DATA constantsAVX2<>+436(SB)/4, $0xc0135761
+DATA constantsAVX2<>+440(SB)/4, $0xc0135761
+DATA constantsAVX2<>+444(SB)/4, $0xc0135761
+DATA constantsAVX2<>+448(SB)/4, $0x43000000
+DATA constantsAVX2<>+452(SB)/4, $0x43000000
+DATA constantsAVX2<>+456(SB)/4, $0x43000000
+DATA constantsAVX2<>+460(SB)/4, $0x43000000
+DATA constantsAVX2<>+464(SB)/4, $0x43000000
+DATA constantsAVX2<>+468(SB)/4, $0x43000000
+DATA constantsAVX2<>+472(SB)/4, $0x43000000
+DATA constantsAVX2<>+476(SB)/4, $0x43000000
+DATA constantsAVX2<>+480(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+484(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+488(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+492(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+496(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+500(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+504(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+508(SB)/4, $0xc2fe0000
+DATA constantsAVX2<>+512(SB)/4, $0x3963904a
+DATA constantsAVX2<>+516(SB)/4, $0x3963904a
+DATA constantsAVX2<>+520(SB)/4, $0x3963904a
+DATA constantsAVX2<>+524(SB)/4, $0x3963904a
+DATA constantsAVX2<>+528(SB)/4, $0x3963904a
+DATA constantsAVX2<>+532(SB)/4, $0x3963904a
+DATA constantsAVX2<>+536(SB)/4, $0x3963904a
+DATA constantsAVX2<>+540(SB)/4, $0x3963904a
+DATA constantsAVX2<>+544(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+548(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+552(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+556(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+560(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+564(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+568(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+572(SB)/4, $0x3aa30cc3
+DATA constantsAVX2<>+576(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+580(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+584(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+588(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+592(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+596(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+600(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+604(SB)/4, $0x3c1e93fd
+DATA constantsAVX2<>+608(SB)/4, $0x3d634281
+DATA constantsAVX2<>+612(SB)/4, $0x3d634281
+DATA constantsAVX2<>+616(SB)/4, $0x3d634281
+DATA constantsAVX2<>+620(SB)/4, $0x3d634281
+DATA constantsAVX2<>+624(SB)/4, $0x3d634281
+DATA constantsAVX2<>+628(SB)/4, $0x3d634281
+DATA constantsAVX2<>+632(SB)/4, $0x3d634281
+DATA constantsAVX2<>+636(SB)/4, $0x3d634281
+DATA constantsAVX2<>+640(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+644(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+648(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+652(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+656(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+660(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+664(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+668(SB)/4, $0x3e75fecf
+DATA constantsAVX2<>+672(SB)/4, $0x3f317215
+DATA constantsAVX2<>+676(SB)/4, $0x3f317215
+DATA constantsAVX2<>+680(SB)/4, $0x3f317215
+DATA constantsAVX2<>+684(SB)/4, $0x3f317215
+DATA constantsAVX2<>+688(SB)/4, $0x3f317215
+DATA constantsAVX2<>+692(SB)/4, $0x3f317215
+DATA constantsAVX2<>+696(SB)/4, $0x3f317215
+DATA constantsAVX2<>+700(SB)/4, $0x3f317215
+DATA constantsAVX2<>+704(SB)/4, $0x0000007f
+DATA constantsAVX2<>+708(SB)/4, $0x0000007f
+DATA constantsAVX2<>+712(SB)/4, $0x0000007f
+DATA constantsAVX2<>+716(SB)/4, $0x0000007f
+DATA constantsAVX2<>+720(SB)/4, $0x0000007f
+DATA constantsAVX2<>+724(SB)/4, $0x0000007f
+DATA constantsAVX2<>+728(SB)/4, $0x0000007f
+DATA constantsAVX2<>+732(SB)/4, $0x0000007f
+DATA constantsAVX2<>+736(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+740(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+744(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+748(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+752(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+756(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+760(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+764(SB)/4, $0xbfb8aa3b
+DATA constantsAVX2<>+768(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+772(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+776(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+780(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+784(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+788(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+792(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+796(SB)/4, $0xc038aa3b
+DATA constantsAVX2<>+800(SB)/4, $0x80000000
+DATA constantsAVX2<>+804(SB)/4, $0x80000000
+DATA constantsAVX2<>+808(SB)/4, $0x80000000
+DATA constantsAVX2<>+812(SB)/4, $0x80000000
+DATA constantsAVX2<>+816(SB)/4, $0x80000000
+DATA constantsAVX2<>+820(SB)/4, $0x80000000
+DATA constantsAVX2<>+824(SB)/4, $0x80000000
+DATA constantsAVX2<>+828(SB)/4, $0x80000000
+DATA constantsAVX2<>+832(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+836(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+840(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+844(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+848(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+852(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+856(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+860(SB)/4, $0x3c76a255
+DATA constantsAVX2<>+864(SB)/4, $0xbd544561
+DATA constantsAVX2<>+868(SB)/4, $0xbd544561
+DATA constantsAVX2<>+872(SB)/4, $0xbd544561
+DATA constantsAVX2<>+876(SB)/4, $0xbd544561
+DATA constantsAVX2<>+880(SB)/4, $0xbd544561
+DATA constantsAVX2<>+884(SB)/4, $0xbd544561
+DATA constantsAVX2<>+888(SB)/4, $0xbd544561
+DATA constantsAVX2<>+892(SB)/4, $0xbd544561
+DATA constantsAVX2<>+896(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+900(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+904(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+908(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+912(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+916(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+920(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+924(SB)/4, $0x3e083d2e
+DATA constantsAVX2<>+928(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+932(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+936(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+940(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+944(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+948(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+952(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+956(SB)/4, $0xbeaaa8de
+DATA constantsAVX2<>+960(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+964(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+968(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+972(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+976(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+980(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+984(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+988(SB)/4, $0x3f7ffffe
+DATA constantsAVX2<>+992(SB)/4, $0x3f200000
+DATA constantsAVX2<>+996(SB)/4, $0x3f200000
+DATA constantsAVX2<>+1000(SB)/4, $0x3f200000
+DATA constantsAVX2<>+1004(SB)/4, $0x3f200000
+DATA constantsAVX2<>+1008(SB)/4, $0x3f200000
+DATA constantsAVX2<>+1012(SB)/4, $0x3f200000
+DATA constantsAVX2<>+1016(SB)/4, $0x3f200000
+DATA constantsAVX2<>+1020(SB)/4, $0x3f200000
+DATA constantsAVX2<>+1024(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1028(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1032(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1036(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1040(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1044(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1048(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1052(SB)/4, $0x3fb8aa3b
+DATA constantsAVX2<>+1056(SB)/4, $0xff800000
+DATA constantsAVX2<>+1060(SB)/4, $0xff800000
+DATA constantsAVX2<>+1064(SB)/4, $0xff800000
+DATA constantsAVX2<>+1068(SB)/4, $0xff800000
+DATA constantsAVX2<>+1072(SB)/4, $0xff800000
+DATA constantsAVX2<>+1076(SB)/4, $0xff800000
+DATA constantsAVX2<>+1080(SB)/4, $0xff800000
+DATA constantsAVX2<>+1084(SB)/4, $0xff800000
+DATA constantsAVX2<>+1088(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1092(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1096(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1100(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1104(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1108(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1112(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1116(SB)/4, $0x49c00000
+DATA constantsAVX2<>+1120(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1124(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1128(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1132(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1136(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1140(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1144(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1148(SB)/4, $0xc2fc0000
+DATA constantsAVX2<>+1152(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1156(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1160(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1164(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1168(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1172(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1176(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1180(SB)/4, $0x3d635c5f
+DATA constantsAVX2<>+1184(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1188(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1192(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1196(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1200(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1204(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1208(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1212(SB)/4, $0x3e760553
+DATA constantsAVX2<>+1216(SB)/4, $0x3f317218
+DATA constantsAVX2<>+1220(SB)/4, $0x3f317218
+DATA constantsAVX2<>+1224(SB)/4, $0x3f317218
+DATA constantsAVX2<>+1228(SB)/4, $0x3f317218
+DATA constantsAVX2<>+1232(SB)/4, $0x3f317218
+DATA constantsAVX2<>+1236(SB)/4, $0x3f317218
+DATA constantsAVX2<>+1240(SB)/4, $0x3f317218
+DATA constantsAVX2<>+1244(SB)/4, $0x3f317218
+GLOBL constantsAVX2<>(SB), RODATA|NOPTR, $1248
+DATA tablesAVX2<>+0(SB)/4, $0xb9bb600d
+DATA tablesAVX2<>+4(SB)/4, $0xba4240d2
+DATA tablesAVX2<>+8(SB)/4, $0x3981f120
+DATA tablesAVX2<>+12(SB)/4, $0x3941d64d
+DATA tablesAVX2<>+16(SB)/4, $0xb8422f22
+DATA tablesAVX2<>+20(SB)/4, $0xb7b7d081
+DATA tablesAVX2<>+24(SB)/4, $0xb61a8329
+DATA tablesAVX2<>+28(SB)/4, $0x00000000
+DATA tablesAVX2<>+32(SB)/4, $0x3b631297
+DATA tablesAVX2<>+36(SB)/4, $0xb99d405e
+DATA tablesAVX2<>+40(SB)/4, $0xbae196b3
+DATA tablesAVX2<>+44(SB)/4, $0x389b15e6
+DATA tablesAVX2<>+48(SB)/4, $0x399d2431
+DATA tablesAVX2<>+52(SB)/4, $0x3881cd85
+DATA tablesAVX2<>+56(SB)/4, $0x369ca9c2
+DATA tablesAVX2<>+60(SB)/4, $0x00000000
+DATA tablesAVX2<>+64(SB)/4, $0xb853548e
+DATA tablesAVX2<>+68(SB)/4, $0x3c18e54c
+DATA tablesAVX2<>+72(SB)/4, $0x3aaee700
+DATA tablesAVX2<>+76(SB)/4, $0xbb25ebb0
+DATA tablesAVX2<>+80(SB)/4, $0xba772fe6
+DATA tablesAVX2<>+84(SB)/4, $0xb8f9019f
+DATA tablesAVX2<>+88(SB)/4, $0xb6d9b617
+DATA tablesAVX2<>+92(SB)/4, $0x00000000
+DATA tablesAVX2<>+96(SB)/4, $0xbd0b6a9a
+DATA tablesAVX2<>+100(SB)/4, $0xbc11e389
+DATA tablesAVX2<>+104(SB)/4, $0x3c71d87e
+DATA tablesAVX2<>+108(SB)/4, $0x3c1515eb
+DATA tablesAVX2<>+112(SB)/4, $0x3af66e55
+DATA tablesAVX2<>+116(SB)/4, $0x393351c6
+DATA tablesAVX2<>+120(SB)/4, $0x36f857a2
+DATA tablesAVX2<>+124(SB)/4, $0x00000000
+DATA tablesAVX2<>+128(SB)/4, $0xb4867111
+DATA tablesAVX2<>+132(SB)/4, $0xbd97e1b4
+DATA tablesAVX2<>+136(SB)/4, $0xbd689e3a
+DATA tablesAVX2<>+140(SB)/4, $0xbc8ce4ea
+DATA tablesAVX2<>+144(SB)/4, $0xbb1ffe2e
+DATA tablesAVX2<>+148(SB)/4, $0xb933a001
+DATA tablesAVX2<>+152(SB)/4, $0xb6cc2dee
+DATA tablesAVX2<>+156(SB)/4, $0x00000000
+DATA tablesAVX2<>+160(SB)/4, $0x3ea36821
+DATA tablesAVX2<>+164(SB)/4, $0x3e6d50c3
+DATA tablesAVX2<>+168(SB)/4, $0x3db5bba6
+DATA tablesAVX2<>+172(SB)/4, $0x3c92c396
+DATA tablesAVX2<>+176(SB)/4, $0x3af9fd0d
+DATA tablesAVX2<>+180(SB)/4, $0x38e08c83
+DATA tablesAVX2<>+184(SB)/4, $0x3654c60e
+DATA tablesAVX2<>+188(SB)/4, $0x00000000
+DATA tablesAVX2<>+192(SB)/4, $0x00000000
+DATA tablesAVX2<>+196(SB)/4, $0x3e9387b0
+DATA tablesAVX2<>+200(SB)/4, $0x3ee3f159
+DATA tablesAVX2<>+204(SB)/4, $0x3efbcd88
+DATA tablesAVX2<>+208(SB)/4, $0x3effa5ef
+DATA tablesAVX2<>+212(SB)/4, $0x3efffbd9
+DATA tablesAVX2<>+216(SB)/4, $0x3effffe5
+DATA tablesAVX2<>+220(SB)/4, $0x3f000000
+DATA tablesAVX2<>+224(SB)/4, $0x3f800000
+DATA tablesAVX2<>+228(SB)/4, $0x3f7b95c2
+DATA tablesAVX2<>+232(SB)/4, $0x3f7837f0
+DATA tablesAVX2<>+236(SB)/4, $0x3f75fed7
+DATA tablesAVX2<>+240(SB)/4, $0x3f7504f3
+DATA tablesAVX2<>+244(SB)/4, $0x3f75672a
+DATA tablesAVX2<>+248(SB)/4, $0x3f7744fd
+DATA tablesAVX2<>+252(SB)/4, $0x3f7ac0c7
+GLOBL tablesAVX2<>(SB), RODATA|NOPTR, $256
 
 DATA masksAVX2<>+0(SB)/4, $0xffffffff
 DATA masksAVX2<>+4(SB)/4, $0xffffffff

@@ -33149,7 +33149,7 @@ end154:
 	RET
 
 // func geluErfAVX512(t *block)
-// x Phi(x), with log2 Phi(-|x|) as polynomial.
+// x/2 + |x| erf(|x|/sqrt 2)/2, the latter as a polynomial whose coefficients are looked up by where |x| is.
 TEXT ·geluErfAVX512(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	MOVQ block_dst(DI), R8
@@ -33171,33 +33171,23 @@ row155:
 cols156:
 	VMOVUPS (R9)(BX*1), Z0
 	VPANDD constantsAVX512<>+448(SB), Z0, Z4
-	VMOVUPS constantsAVX512<>+512(SB), Z5
-	VFMADD213PS constantsAVX512<>+576(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+640(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+704(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+768(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+832(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+896(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+960(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+1024(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+1088(SB), Z4, Z5
-	VCMPPS $1, constantsAVX512<>+1152(SB), Z4, K2
-	VMOVAPS.Z Z5, K2, Z1
-	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
-	VSCALEFPS Z1, Z2, Z2
-	VMOVAPS.Z Z2, K2, Z2
-	VPMOVD2M Z0, K3
-	VMOVUPS constantsAVX512<>+320(SB), Z3
-	VSUBPS Z2, Z3, Z3
-	VMOVAPS Z2, K3, Z3
-	VMULPS Z3, Z0, Z0
+	VMULPS constantsAVX512<>+512(SB), Z4, Z1
+	VMOVUPS constantsAVX512<>+576(SB), Z3
+	VMINPS Z1, Z3, Z1
+	VADDPS constantsAVX512<>+640(SB), Z1, Z3
+	VSUBPS constantsAVX512<>+640(SB), Z3, Z5
+	VSUBPS Z5, Z1, Z1
+	VPERMPS tablesAVX512<>+0(SB), Z3, Z2
+	VPERMPS tablesAVX512<>+64(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VPERMPS tablesAVX512<>+128(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VPERMPS tablesAVX512<>+192(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VPERMPS tablesAVX512<>+256(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VMULPS constantsAVX512<>+704(SB), Z0, Z0
+	VFMADD231PS Z4, Z2, Z0
 	VMOVUPS Z0, (R8)(BX*1)
 	ADDQ $64, BX
 	SUBQ $16, CX
@@ -33208,33 +33198,23 @@ tail156:
 	JZ end156
 	VMOVUPS.Z (R9)(BX*1), K1, Z0
 	VPANDD constantsAVX512<>+448(SB), Z0, Z4
-	VMOVUPS constantsAVX512<>+512(SB), Z5
-	VFMADD213PS constantsAVX512<>+576(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+640(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+704(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+768(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+832(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+896(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+960(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+1024(SB), Z4, Z5
-	VFMADD213PS constantsAVX512<>+1088(SB), Z4, Z5
-	VCMPPS $1, constantsAVX512<>+1152(SB), Z4, K2
-	VMOVAPS.Z Z5, K2, Z1
-	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
-	VSCALEFPS Z1, Z2, Z2
-	VMOVAPS.Z Z2, K2, Z2
-	VPMOVD2M Z0, K3
-	VMOVUPS constantsAVX512<>+320(SB), Z3
-	VSUBPS Z2, Z3, Z3
-	VMOVAPS Z2, K3, Z3
-	VMULPS Z3, Z0, Z0
+	VMULPS constantsAVX512<>+512(SB), Z4, Z1
+	VMOVUPS constantsAVX512<>+576(SB), Z3
+	VMINPS Z1, Z3, Z1
+	VADDPS constantsAVX512<>+640(SB), Z1, Z3
+	VSUBPS constantsAVX512<>+640(SB), Z3, Z5
+	VSUBPS Z5, Z1, Z1
+	VPERMPS tablesAVX512<>+0(SB), Z3, Z2
+	VPERMPS tablesAVX512<>+64(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VPERMPS tablesAVX512<>+128(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VPERMPS tablesAVX512<>+192(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VPERMPS tablesAVX512<>+256(SB), Z3, Z5
+	VFMADD213PS Z5, Z1, Z2
+	VMULPS constantsAVX512<>+704(SB), Z0, Z0
+	VFMADD231PS Z4, Z2, Z0
 	VMOVUPS Z0, K1, (R8)(BX*1)
 
 end156:
@@ -33268,16 +33248,16 @@ row157:
 cols158:
 	VMOVUPS (R9)(BX*1), Z0
 	VMULPS Z0, Z0, Z1
-	VMOVUPS constantsAVX512<>+1600(SB), Z2
-	VFMADD213PS constantsAVX512<>+1664(SB), Z2, Z1
+	VMOVUPS constantsAVX512<>+768(SB), Z2
+	VFMADD213PS constantsAVX512<>+832(SB), Z2, Z1
 	VMULPS Z0, Z1, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
@@ -33294,16 +33274,16 @@ tail158:
 	JZ end158
 	VMOVUPS.Z (R9)(BX*1), K1, Z0
 	VMULPS Z0, Z0, Z1
-	VMOVUPS constantsAVX512<>+1600(SB), Z2
-	VFMADD213PS constantsAVX512<>+1664(SB), Z2, Z1
+	VMOVUPS constantsAVX512<>+768(SB), Z2
+	VFMADD213PS constantsAVX512<>+832(SB), Z2, Z1
 	VMULPS Z0, Z1, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
@@ -33342,14 +33322,14 @@ row159:
 
 cols160:
 	VMOVUPS (R9)(BX*1), Z0
-	VMULPS constantsAVX512<>+1728(SB), Z0, Z1
+	VMULPS constantsAVX512<>+1280(SB), Z0, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
@@ -33365,14 +33345,14 @@ tail160:
 	ADDQ $16, CX
 	JZ end160
 	VMOVUPS.Z (R9)(BX*1), K1, Z0
-	VMULPS constantsAVX512<>+1728(SB), Z0, Z1
+	VMULPS constantsAVX512<>+1280(SB), Z0, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
@@ -33411,14 +33391,14 @@ row161:
 
 cols162:
 	VMOVUPS (R9)(BX*1), Z0
-	VMULPS constantsAVX512<>+1728(SB), Z0, Z1
+	VMULPS constantsAVX512<>+1280(SB), Z0, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
@@ -33434,14 +33414,14 @@ tail162:
 	ADDQ $16, CX
 	JZ end162
 	VMOVUPS.Z (R9)(BX*1), K1, Z0
-	VMULPS constantsAVX512<>+1728(SB), Z0, Z1
+	VMULPS constantsAVX512<>+1280(SB), Z0, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
@@ -33481,30 +33461,30 @@ row163:
 cols164:
 	VMOVUPS (R9)(BX*1), Z0
 	VPANDD constantsAVX512<>+448(SB), Z0, Z4
-	VMULPS constantsAVX512<>+1792(SB), Z4, Z1
+	VMULPS constantsAVX512<>+1344(SB), Z4, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
 	VSUBPS Z2, Z3, Z1
 	VADDPS Z2, Z3, Z2
 	VDIVPS Z2, Z1, Z2
-	VPANDD constantsAVX512<>+1856(SB), Z0, Z3
+	VPANDD constantsAVX512<>+1408(SB), Z0, Z3
 	VPORD Z3, Z2, Z2
 	VMULPS Z0, Z0, Z1
-	VMOVUPS constantsAVX512<>+1920(SB), Z5
-	VFMADD213PS constantsAVX512<>+1984(SB), Z1, Z5
-	VFMADD213PS constantsAVX512<>+2048(SB), Z1, Z5
-	VFMADD213PS constantsAVX512<>+2112(SB), Z1, Z5
-	VFMADD213PS constantsAVX512<>+2176(SB), Z1, Z5
+	VMOVUPS constantsAVX512<>+1472(SB), Z5
+	VFMADD213PS constantsAVX512<>+1536(SB), Z1, Z5
+	VFMADD213PS constantsAVX512<>+1600(SB), Z1, Z5
+	VFMADD213PS constantsAVX512<>+1664(SB), Z1, Z5
+	VFMADD213PS constantsAVX512<>+1728(SB), Z1, Z5
 	VMULPS Z0, Z5, Z0
-	VCMPPS $5, constantsAVX512<>+2240(SB), Z4, K2
+	VCMPPS $5, constantsAVX512<>+1792(SB), Z4, K2
 	VMOVAPS Z2, K2, Z0
 	VMOVUPS Z0, (R8)(BX*1)
 	ADDQ $64, BX
@@ -33516,30 +33496,30 @@ tail164:
 	JZ end164
 	VMOVUPS.Z (R9)(BX*1), K1, Z0
 	VPANDD constantsAVX512<>+448(SB), Z0, Z4
-	VMULPS constantsAVX512<>+1792(SB), Z4, Z1
+	VMULPS constantsAVX512<>+1344(SB), Z4, Z1
 	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
+	VMOVUPS constantsAVX512<>+896(SB), Z2
+	VFMADD213PS constantsAVX512<>+960(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1024(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1088(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1152(SB), Z3, Z2
+	VFMADD213PS constantsAVX512<>+1216(SB), Z3, Z2
 	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
 	VSCALEFPS Z1, Z2, Z2
 	VMOVUPS constantsAVX512<>+320(SB), Z3
 	VSUBPS Z2, Z3, Z1
 	VADDPS Z2, Z3, Z2
 	VDIVPS Z2, Z1, Z2
-	VPANDD constantsAVX512<>+1856(SB), Z0, Z3
+	VPANDD constantsAVX512<>+1408(SB), Z0, Z3
 	VPORD Z3, Z2, Z2
 	VMULPS Z0, Z0, Z1
-	VMOVUPS constantsAVX512<>+1920(SB), Z5
-	VFMADD213PS constantsAVX512<>+1984(SB), Z1, Z5
-	VFMADD213PS constantsAVX512<>+2048(SB), Z1, Z5
-	VFMADD213PS constantsAVX512<>+2112(SB), Z1, Z5
-	VFMADD213PS constantsAVX512<>+2176(SB), Z1, Z5
+	VMOVUPS constantsAVX512<>+1472(SB), Z5
+	VFMADD213PS constantsAVX512<>+1536(SB), Z1, Z5
+	VFMADD213PS constantsAVX512<>+1600(SB), Z1, Z5
+	VFMADD213PS constantsAVX512<>+1664(SB), Z1, Z5
+	VFMADD213PS constantsAVX512<>+1728(SB), Z1, Z5
 	VMULPS Z0, Z5, Z0
-	VCMPPS $5, constantsAVX512<>+2240(SB), Z4, K2
+	VCMPPS $5, constantsAVX512<>+1792(SB), Z4, K2
 	VMOVAPS Z2, K2, Z0
 	VMOVUPS Z0, K1, (R8)(BX*1)
 
@@ -33557,6 +33537,7 @@ TEXT ·expRowsAVX512(SB), NOSPLIT, $0-8
 	MOVQ t+0(FP), DI
 	MOVQ block_inv(DI), R10
 	VBROADCASTSS block_scale(DI), Z8
+	VMULPS constantsAVX512<>+1856(SB), Z8, Z8
 	MOVQ block_dst(DI), R8
 	MOVQ block_src(DI), R9
 	MOVQ block_rows(DI), R12
@@ -33568,7 +33549,7 @@ TEXT ·expRowsAVX512(SB), NOSPLIT, $0-8
 	KMOVW BX, K1
 
 row165:
-	VMOVUPS constantsAVX512<>+2304(SB), Z0
+	VMOVUPS constantsAVX512<>+1920(SB), Z0
 	XORQ BX, BX
 	MOVQ R13, CX
 	SUBQ $16, CX
@@ -33609,16 +33590,18 @@ cols167:
 	VMOVUPS (R9)(BX*1), Z1
 	VMULPS Z8, Z1, Z1
 	VSUBPS Z7, Z1, Z1
-	VMULPS constantsAVX512<>+2368(SB), Z1, Z1
-	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
-	VSCALEFPS Z1, Z2, Z2
+	VADDPS constantsAVX512<>+1984(SB), Z1, Z3
+	VSUBPS constantsAVX512<>+1984(SB), Z3, Z4
+	VCMPPS $5, constantsAVX512<>+2048(SB), Z1, K2
+	VSUBPS Z4, Z1, Z1
+	VPERMPS tablesAVX512<>+320(SB), Z3, Z4
+	VPSLLD $19, Z3, Z3
+	VPADDD Z3, Z4, Z4
+	VMOVUPS constantsAVX512<>+2112(SB), Z2
+	VFMADD213PS constantsAVX512<>+2176(SB), Z1, Z2
+	VFMADD213PS constantsAVX512<>+2240(SB), Z1, Z2
+	VMULPS Z4, Z1, Z1
+	VFMADD213PS.Z Z4, Z1, K2, Z2
 	VMOVUPS Z2, (R8)(BX*1)
 	VADDPS Z2, Z6, Z6
 	ADDQ $64, BX
@@ -33631,16 +33614,18 @@ tail167:
 	VMOVUPS.Z (R9)(BX*1), K1, Z1
 	VMULPS Z8, Z1, Z1
 	VSUBPS Z7, Z1, Z1
-	VMULPS constantsAVX512<>+2368(SB), Z1, Z1
-	VREDUCEPS $9, Z1, Z3
-	VMOVUPS constantsAVX512<>+1216(SB), Z2
-	VFMADD213PS constantsAVX512<>+1280(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1344(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1408(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1472(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+1536(SB), Z3, Z2
-	VFMADD213PS constantsAVX512<>+320(SB), Z3, Z2
-	VSCALEFPS Z1, Z2, Z2
+	VADDPS constantsAVX512<>+1984(SB), Z1, Z3
+	VSUBPS constantsAVX512<>+1984(SB), Z3, Z4
+	VCMPPS $5, constantsAVX512<>+2048(SB), Z1, K2
+	VSUBPS Z4, Z1, Z1
+	VPERMPS tablesAVX512<>+320(SB), Z3, Z4
+	VPSLLD $19, Z3, Z3
+	VPADDD Z3, Z4, Z4
+	VMOVUPS constantsAVX512<>+2112(SB), Z2
+	VFMADD213PS constantsAVX512<>+2176(SB), Z1, Z2
+	VFMADD213PS constantsAVX512<>+2240(SB), Z1, Z2
+	VMULPS Z4, Z1, Z1
+	VFMADD213PS.Z Z4, Z1, K2, Z2
 	VMOVUPS Z2, K1, (R8)(BX*1)
 	VADDPS Z2, Z6, K1, Z6
 
@@ -34047,484 +34032,549 @@ DATA constantsAVX512<>+496(SB)/4, $0x7fffffff
 DATA constantsAVX512<>+500(SB)/4, $0x7fffffff
 DATA constantsAVX512<>+504(SB)/4, $0x7fffffff
 DATA constantsAVX512<>+508(SB)/4, $0x7fffffff
-DATA constantsAVX512<>+512(SB)/4, $0x3467beee
-DATA constantsAVX512<>+516(SB)/4, $0x3467beee
-DATA constantsAVX512<>+520(SB)/4, $0x3467beee
-DATA constantsAVX512<>+524(SB)/4, $0x3467beee
-DATA constantsAVX512<>+528(SB)/4, $0x3467beee
-DATA constantsAVX512<>+532(SB)/4, $0x3467beee
-DATA constantsAVX512<>+536(SB)/4, $0x3467beee
-DATA constantsAVX512<>+540(SB)/4, $0x3467beee
-DATA constantsAVX512<>+544(SB)/4, $0x3467beee
-DATA constantsAVX512<>+548(SB)/4, $0x3467beee
-DATA constantsAVX512<>+552(SB)/4, $0x3467beee
-DATA constantsAVX512<>+556(SB)/4, $0x3467beee
-DATA constantsAVX512<>+560(SB)/4, $0x3467beee
-DATA constantsAVX512<>+564(SB)/4, $0x3467beee
-DATA constantsAVX512<>+568(SB)/4, $0x3467beee
-DATA constantsAVX512<>+572(SB)/4, $0x3467beee
-DATA constantsAVX512<>+576(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+580(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+584(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+588(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+592(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+596(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+600(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+604(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+608(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+612(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+616(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+620(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+624(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+628(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+632(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+636(SB)/4, $0xb6a65968
-DATA constantsAVX512<>+640(SB)/4, $0x383f377a
-DATA constantsAVX512<>+644(SB)/4, $0x383f377a
-DATA constantsAVX512<>+648(SB)/4, $0x383f377a
-DATA constantsAVX512<>+652(SB)/4, $0x383f377a
-DATA constantsAVX512<>+656(SB)/4, $0x383f377a
-DATA constantsAVX512<>+660(SB)/4, $0x383f377a
-DATA constantsAVX512<>+664(SB)/4, $0x383f377a
-DATA constantsAVX512<>+668(SB)/4, $0x383f377a
-DATA constantsAVX512<>+672(SB)/4, $0x383f377a
-DATA constantsAVX512<>+676(SB)/4, $0x383f377a
-DATA constantsAVX512<>+680(SB)/4, $0x383f377a
-DATA constantsAVX512<>+684(SB)/4, $0x383f377a
-DATA constantsAVX512<>+688(SB)/4, $0x383f377a
-DATA constantsAVX512<>+692(SB)/4, $0x383f377a
-DATA constantsAVX512<>+696(SB)/4, $0x383f377a
-DATA constantsAVX512<>+700(SB)/4, $0x383f377a
-DATA constantsAVX512<>+704(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+708(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+712(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+716(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+720(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+724(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+728(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+732(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+736(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+740(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+744(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+748(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+752(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+756(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+760(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+764(SB)/4, $0xb940c51f
-DATA constantsAVX512<>+768(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+772(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+776(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+780(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+784(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+788(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+792(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+796(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+800(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+804(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+808(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+812(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+816(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+820(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+824(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+828(SB)/4, $0xb9429a4a
-DATA constantsAVX512<>+832(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+836(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+840(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+844(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+848(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+852(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+856(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+860(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+864(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+868(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+872(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+876(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+880(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+884(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+888(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+892(SB)/4, $0x3beaee55
-DATA constantsAVX512<>+896(SB)/4, $0xbd577305
-DATA constantsAVX512<>+900(SB)/4, $0xbd577305
-DATA constantsAVX512<>+904(SB)/4, $0xbd577305
-DATA constantsAVX512<>+908(SB)/4, $0xbd577305
-DATA constantsAVX512<>+912(SB)/4, $0xbd577305
-DATA constantsAVX512<>+916(SB)/4, $0xbd577305
-DATA constantsAVX512<>+920(SB)/4, $0xbd577305
-DATA constantsAVX512<>+924(SB)/4, $0xbd577305
-DATA constantsAVX512<>+928(SB)/4, $0xbd577305
-DATA constantsAVX512<>+932(SB)/4, $0xbd577305
-DATA constantsAVX512<>+936(SB)/4, $0xbd577305
-DATA constantsAVX512<>+940(SB)/4, $0xbd577305
-DATA constantsAVX512<>+944(SB)/4, $0xbd577305
-DATA constantsAVX512<>+948(SB)/4, $0xbd577305
-DATA constantsAVX512<>+952(SB)/4, $0xbd577305
-DATA constantsAVX512<>+956(SB)/4, $0xbd577305
-DATA constantsAVX512<>+960(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+964(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+968(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+972(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+976(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+980(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+984(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+988(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+992(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+996(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+1000(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+1004(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+1008(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+1012(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+1016(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+1020(SB)/4, $0xbeeb16e7
-DATA constantsAVX512<>+1024(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1028(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1032(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1036(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1040(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1044(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1048(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1052(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1056(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1060(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1064(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1068(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1072(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1076(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1080(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1084(SB)/4, $0xbf9357bf
-DATA constantsAVX512<>+1088(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1092(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1096(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1100(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1104(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1108(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1112(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1116(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1120(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1124(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1128(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1132(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1136(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1140(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1144(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1148(SB)/4, $0xbf7ffff5
-DATA constantsAVX512<>+1152(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1156(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1160(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1164(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1168(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1172(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1176(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1180(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1184(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1188(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1192(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1196(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1200(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1204(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1208(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1212(SB)/4, $0x40c00000
-DATA constantsAVX512<>+1216(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1220(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1224(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1228(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1232(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1236(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1240(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1244(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1248(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1252(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1256(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1260(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1264(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1268(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1272(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1276(SB)/4, $0x3963904a
-DATA constantsAVX512<>+1280(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1284(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1288(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1292(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1296(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1300(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1304(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1308(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1312(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1316(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1320(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1324(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1328(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1332(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1336(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1340(SB)/4, $0x3aa30cc3
-DATA constantsAVX512<>+1344(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1348(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1352(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1356(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1360(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1364(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1368(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1372(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1376(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1380(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1384(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1388(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1392(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1396(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1400(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1404(SB)/4, $0x3c1e93fd
-DATA constantsAVX512<>+1408(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1412(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1416(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1420(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1424(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1428(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1432(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1436(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1440(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1444(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1448(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1452(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1456(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1460(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1464(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1468(SB)/4, $0x3d634281
-DATA constantsAVX512<>+1472(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1476(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1480(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1484(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1488(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1492(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1496(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1500(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1504(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1508(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1512(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1516(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1520(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1524(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1528(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1532(SB)/4, $0x3e75fecf
-DATA constantsAVX512<>+1536(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1540(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1544(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1548(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1552(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1556(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1560(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1564(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1568(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1572(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1576(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1580(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1584(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1588(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1592(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1596(SB)/4, $0x3f317215
-DATA constantsAVX512<>+1600(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1604(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1608(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1612(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1616(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1620(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1624(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1628(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1632(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1636(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1640(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1644(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1648(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1652(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1656(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1660(SB)/4, $0xbdd2d3e8
-DATA constantsAVX512<>+1664(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1668(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1672(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1676(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1680(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1684(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1688(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1692(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1696(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1700(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1704(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1708(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1712(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1716(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1720(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1724(SB)/4, $0xc0135761
-DATA constantsAVX512<>+1728(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1732(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1736(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1740(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1744(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1748(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1752(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1756(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1760(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1764(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1768(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1772(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1776(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1780(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1784(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1788(SB)/4, $0xbfb8aa3b
-DATA constantsAVX512<>+1792(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1796(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1800(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1804(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1808(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1812(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1816(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1820(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1824(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1828(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1832(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1836(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1840(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1844(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1848(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1852(SB)/4, $0xc038aa3b
-DATA constantsAVX512<>+1856(SB)/4, $0x80000000
-DATA constantsAVX512<>+1860(SB)/4, $0x80000000
-DATA constantsAVX512<>+1864(SB)/4, $0x80000000
-DATA constantsAVX512<>+1868(SB)/4, $0x80000000
-DATA constantsAVX512<>+1872(SB)/4, $0x80000000
-DATA constantsAVX512<>+1876(SB)/4, $0x80000000
-DATA constantsAVX512<>+1880(SB)/4, $0x80000000
-DATA constantsAVX512<>+1884(SB)/4, $0x80000000
-DATA constantsAVX512<>+1888(SB)/4, $0x80000000
-DATA constantsAVX512<>+1892(SB)/4, $0x80000000
-DATA constantsAVX512<>+1896(SB)/4, $0x80000000
-DATA constantsAVX512<>+1900(SB)/4, $0x80000000
-DATA constantsAVX512<>+1904(SB)/4, $0x80000000
-DATA constantsAVX512<>+1908(SB)/4, $0x80000000
-DATA constantsAVX512<>+1912(SB)/4, $0x80000000
-DATA constantsAVX512<>+1916(SB)/4, $0x80000000
-DATA constantsAVX512<>+1920(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1924(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1928(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1932(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1936(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1940(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1944(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1948(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1952(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1956(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1960(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1964(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1968(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1972(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1976(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1980(SB)/4, $0x3c76a255
-DATA constantsAVX512<>+1984(SB)/4, $0xbd544561
-DATA constantsAVX512<>+1988(SB)/4, $0xbd544561
-DATA constantsAVX512<>+1992(SB)/4, $0xbd544561
-DATA constantsAVX512<>+1996(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2000(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2004(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2008(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2012(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2016(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2020(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2024(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2028(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2032(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2036(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2040(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2044(SB)/4, $0xbd544561
-DATA constantsAVX512<>+2048(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2052(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2056(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2060(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2064(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2068(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2072(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2076(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2080(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2084(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2088(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2092(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2096(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2100(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2104(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2108(SB)/4, $0x3e083d2e
-DATA constantsAVX512<>+2112(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2116(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2120(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2124(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2128(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2132(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2136(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2140(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2144(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2148(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2152(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2156(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2160(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2164(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2168(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2172(SB)/4, $0xbeaaa8de
-DATA constantsAVX512<>+2176(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2180(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2184(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2188(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2192(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2196(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2200(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2204(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2208(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2212(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2216(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2220(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2224(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2228(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2232(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2236(SB)/4, $0x3f7ffffe
-DATA constantsAVX512<>+2240(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2244(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2248(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2252(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2256(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2260(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2264(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2268(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2272(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2276(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2280(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2284(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2288(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2292(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2296(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2300(SB)/4, $0x3f200000
-DATA constantsAVX512<>+2304(SB)/4, $0xff800000
-DATA constantsAVX512<>+2308(SB)/4, $0xff800000
-DATA constantsAVX512<>+2312(SB)/4, $0xff800000
-DATA constantsAVX512<>+2316(SB)/4, $0xff800000
-DATA constantsAVX512<>+2320(SB)/4, $0xff800000
-DATA constantsAVX512<>+2324(SB)/4, $0xff800000
-DATA constantsAVX512<>+2328(SB)/4, $0xff800000
-DATA constantsAVX512<>+2332(SB)/4, $0xff800000
-DATA constantsAVX512<>+2336(SB)/4, $0xff800000
-DATA constantsAVX512<>+2340(SB)/4, $0xff800000
-DATA constantsAVX512<>+2344(SB)/4, $0xff800000
-DATA constantsAVX512<>+2348(SB)/4, $0xff800000
-DATA constantsAVX512<>+2352(SB)/4, $0xff800000
-DATA constantsAVX512<>+2356(SB)/4, $0xff800000
-DATA constantsAVX512<>+2360(SB)/4, $0xff800000
-DATA constantsAVX512<>+2364(SB)/4, $0xff800000
-DATA constantsAVX512<>+2368(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2372(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2376(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2380(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2384(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2388(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2392(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2396(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2400(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2404(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2408(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2412(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2416(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2420(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2424(SB)/4, $0x3fb8aa3b
-DATA constantsAVX512<>+2428(SB)/4, $0x3fb8aa3b
-GLOBL constantsAVX512<>(SB), RODATA|NOPTR, $2432
+DATA constantsAVX512<>+512(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+516(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+520(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+524(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+528(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+532(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+536(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+540(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+544(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+548(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+552(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+556(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+560(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+564(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+568(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+572(SB)/4, $0x402b6db7
+DATA constantsAVX512<>+576(SB)/4, $0x41700000
+DATA constantsAVX512<>+580(SB)/4, $0x41700000
+DATA constantsAVX512<>+584(SB)/4, $0x41700000
+DATA constantsAVX512<>+588(SB)/4, $0x41700000
+DATA constantsAVX512<>+592(SB)/4, $0x41700000
+DATA constantsAVX512<>+596(SB)/4, $0x41700000
+DATA constantsAVX512<>+600(SB)/4, $0x41700000
+DATA constantsAVX512<>+604(SB)/4, $0x41700000
+DATA constantsAVX512<>+608(SB)/4, $0x41700000
+DATA constantsAVX512<>+612(SB)/4, $0x41700000
+DATA constantsAVX512<>+616(SB)/4, $0x41700000
+DATA constantsAVX512<>+620(SB)/4, $0x41700000
+DATA constantsAVX512<>+624(SB)/4, $0x41700000
+DATA constantsAVX512<>+628(SB)/4, $0x41700000
+DATA constantsAVX512<>+632(SB)/4, $0x41700000
+DATA constantsAVX512<>+636(SB)/4, $0x41700000
+DATA constantsAVX512<>+640(SB)/4, $0x4b400000
+DATA constantsAVX512<>+644(SB)/4, $0x4b400000
+DATA constantsAVX512<>+648(SB)/4, $0x4b400000
+DATA constantsAVX512<>+652(SB)/4, $0x4b400000
+DATA constantsAVX512<>+656(SB)/4, $0x4b400000
+DATA constantsAVX512<>+660(SB)/4, $0x4b400000
+DATA constantsAVX512<>+664(SB)/4, $0x4b400000
+DATA constantsAVX512<>+668(SB)/4, $0x4b400000
+DATA constantsAVX512<>+672(SB)/4, $0x4b400000
+DATA constantsAVX512<>+676(SB)/4, $0x4b400000
+DATA constantsAVX512<>+680(SB)/4, $0x4b400000
+DATA constantsAVX512<>+684(SB)/4, $0x4b400000
+DATA constantsAVX512<>+688(SB)/4, $0x4b400000
+DATA constantsAVX512<>+692(SB)/4, $0x4b400000
+DATA constantsAVX512<>+696(SB)/4, $0x4b400000
+DATA constantsAVX512<>+700(SB)/4, $0x4b400000
+DATA constantsAVX512<>+704(SB)/4, $0x3f000000
+DATA constantsAVX512<>+708(SB)/4, $0x3f000000
+DATA constantsAVX512<>+712(SB)/4, $0x3f000000
+DATA constantsAVX512<>+716(SB)/4, $0x3f000000
+DATA constantsAVX512<>+720(SB)/4, $0x3f000000
+DATA constantsAVX512<>+724(SB)/4, $0x3f000000
+DATA constantsAVX512<>+728(SB)/4, $0x3f000000
+DATA constantsAVX512<>+732(SB)/4, $0x3f000000
+DATA constantsAVX512<>+736(SB)/4, $0x3f000000
+DATA constantsAVX512<>+740(SB)/4, $0x3f000000
+DATA constantsAVX512<>+744(SB)/4, $0x3f000000
+DATA constantsAVX512<>+748(SB)/4, $0x3f000000
+DATA constantsAVX512<>+752(SB)/4, $0x3f000000
+DATA constantsAVX512<>+756(SB)/4, $0x3f000000
+DATA constantsAVX512<>+760(SB)/4, $0x3f000000
+DATA constantsAVX512<>+764(SB)/4, $0x3f000000
+DATA constantsAVX512<>+768(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+772(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+776(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+780(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+784(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+788(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+792(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+796(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+800(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+804(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+808(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+812(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+816(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+820(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+824(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+828(SB)/4, $0xbdd2d3e8
+DATA constantsAVX512<>+832(SB)/4, $0xc0135761
+DATA constantsAVX512<>+836(SB)/4, $0xc0135761
+DATA constantsAVX512<>+840(SB)/4, $0xc0135761
+DATA constantsAVX512<>+844(SB)/4, $0xc0135761
+DATA constantsAVX512<>+848(SB)/4, $0xc0135761
+DATA constantsAVX512<>+852(SB)/4, $0xc0135761
+DATA constantsAVX512<>+856(SB)/4, $0xc0135761
+DATA constantsAVX512<>+860(SB)/4, $0xc0135761
+DATA constantsAVX512<>+864(SB)/4, $0xc0135761
+DATA constantsAVX512<>+868(SB)/4, $0xc0135761
+DATA constantsAVX512<>+872(SB)/4, $0xc0135761
+DATA constantsAVX512<>+876(SB)/4, $0xc0135761
+DATA constantsAVX512<>+880(SB)/4, $0xc0135761
+DATA constantsAVX512<>+884(SB)/4, $0xc0135761
+DATA constantsAVX512<>+888(SB)/4, $0xc0135761
+DATA constantsAVX512<>+892(SB)/4, $0xc0135761
+DATA constantsAVX512<>+896(SB)/4, $0x3963904a
+DATA constantsAVX512<>+900(SB)/4, $0x3963904a
+DATA constantsAVX512<>+904(SB)/4, $0x3963904a
+DATA constantsAVX512<>+908(SB)/4, $0x3963904a
+DATA constantsAVX512<>+912(SB)/4, $0x3963904a
+DATA constantsAVX512<>+916(SB)/4, $0x3963904a
+DATA constantsAVX512<>+920(SB)/4, $0x3963904a
+DATA constantsAVX512<>+924(SB)/4, $0x3963904a
+DATA constantsAVX512<>+928(SB)/4, $0x3963904a
+DATA constantsAVX512<>+932(SB)/4, $0x3963904a
+DATA constantsAVX512<>+936(SB)/4, $0x3963904a
+DATA constantsAVX512<>+940(SB)/4, $0x3963904a
+DATA constantsAVX512<>+944(SB)/4, $0x3963904a
+DATA constantsAVX512<>+948(SB)/4, $0x3963904a
+DATA constantsAVX512<>+952(SB)/4, $0x3963904a
+DATA constantsAVX512<>+956(SB)/4, $0x3963904a
+DATA constantsAVX512<>+960(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+964(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+968(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+972(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+976(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+980(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+984(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+988(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+992(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+996(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+1000(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+1004(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+1008(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+1012(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+1016(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+1020(SB)/4, $0x3aa30cc3
+DATA constantsAVX512<>+1024(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1028(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1032(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1036(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1040(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1044(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1048(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1052(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1056(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1060(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1064(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1068(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1072(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1076(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1080(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1084(SB)/4, $0x3c1e93fd
+DATA constantsAVX512<>+1088(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1092(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1096(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1100(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1104(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1108(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1112(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1116(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1120(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1124(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1128(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1132(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1136(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1140(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1144(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1148(SB)/4, $0x3d634281
+DATA constantsAVX512<>+1152(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1156(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1160(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1164(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1168(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1172(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1176(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1180(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1184(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1188(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1192(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1196(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1200(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1204(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1208(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1212(SB)/4, $0x3e75fecf
+DATA constantsAVX512<>+1216(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1220(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1224(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1228(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1232(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1236(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1240(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1244(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1248(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1252(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1256(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1260(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1264(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1268(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1272(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1276(SB)/4, $0x3f317215
+DATA constantsAVX512<>+1280(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1284(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1288(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1292(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1296(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1300(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1304(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1308(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1312(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1316(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1320(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1324(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1328(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1332(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1336(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1340(SB)/4, $0xbfb8aa3b
+DATA constantsAVX512<>+1344(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1348(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1352(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1356(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1360(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1364(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1368(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1372(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1376(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1380(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1384(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1388(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1392(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1396(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1400(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1404(SB)/4, $0xc038aa3b
+DATA constantsAVX512<>+1408(SB)/4, $0x80000000
+DATA constantsAVX512<>+1412(SB)/4, $0x80000000
+DATA constantsAVX512<>+1416(SB)/4, $0x80000000
+DATA constantsAVX512<>+1420(SB)/4, $0x80000000
+DATA constantsAVX512<>+1424(SB)/4, $0x80000000
+DATA constantsAVX512<>+1428(SB)/4, $0x80000000
+DATA constantsAVX512<>+1432(SB)/4, $0x80000000
+DATA constantsAVX512<>+1436(SB)/4, $0x80000000
+DATA constantsAVX512<>+1440(SB)/4, $0x80000000
+DATA constantsAVX512<>+1444(SB)/4, $0x80000000
+DATA constantsAVX512<>+1448(SB)/4, $0x80000000
+DATA constantsAVX512<>+1452(SB)/4, $0x80000000
+DATA constantsAVX512<>+1456(SB)/4, $0x80000000
+DATA constantsAVX512<>+1460(SB)/4, $0x80000000
+DATA constantsAVX512<>+1464(SB)/4, $0x80000000
+DATA constantsAVX512<>+1468(SB)/4, $0x80000000
+DATA constantsAVX512<>+1472(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1476(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1480(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1484(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1488(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1492(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1496(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1500(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1504(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1508(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1512(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1516(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1520(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1524(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1528(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1532(SB)/4, $0x3c76a255
+DATA constantsAVX512<>+1536(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1540(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1544(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1548(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1552(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1556(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1560(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1564(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1568(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1572(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1576(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1580(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1584(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1588(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1592(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1596(SB)/4, $0xbd544561
+DATA constantsAVX512<>+1600(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1604(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1608(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1612(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1616(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1620(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1624(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1628(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1632(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1636(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1640(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1644(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1648(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1652(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1656(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1660(SB)/4, $0x3e083d2e
+DATA constantsAVX512<>+1664(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1668(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1672(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1676(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1680(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1684(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1688(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1692(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1696(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1700(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1704(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1708(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1712(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1716(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1720(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1724(SB)/4, $0xbeaaa8de
+DATA constantsAVX512<>+1728(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1732(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1736(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1740(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1744(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1748(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1752(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1756(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1760(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1764(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1768(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1772(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1776(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1780(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1784(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1788(SB)/4, $0x3f7ffffe
+DATA constantsAVX512<>+1792(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1796(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1800(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1804(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1808(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1812(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1816(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1820(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1824(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1828(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1832(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1836(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1840(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1844(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1848(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1852(SB)/4, $0x3f200000
+DATA constantsAVX512<>+1856(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1860(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1864(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1868(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1872(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1876(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1880(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1884(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1888(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1892(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1896(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1900(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1904(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1908(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1912(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1916(SB)/4, $0x3fb8aa3b
+DATA constantsAVX512<>+1920(SB)/4, $0xff800000
+DATA constantsAVX512<>+1924(SB)/4, $0xff800000
+DATA constantsAVX512<>+1928(SB)/4, $0xff800000
+DATA constantsAVX512<>+1932(SB)/4, $0xff800000
+DATA constantsAVX512<>+1936(SB)/4, $0xff800000
+DATA constantsAVX512<>+1940(SB)/4, $0xff800000
+DATA constantsAVX512<>+1944(SB)/4, $0xff800000
+DATA constantsAVX512<>+1948(SB)/4, $0xff800000
+DATA constantsAVX512<>+1952(SB)/4, $0xff800000
+DATA constantsAVX512<>+1956(SB)/4, $0xff800000
+DATA constantsAVX512<>+1960(SB)/4, $0xff800000
+DATA constantsAVX512<>+1964(SB)/4, $0xff800000
+DATA constantsAVX512<>+1968(SB)/4, $0xff800000
+DATA constantsAVX512<>+1972(SB)/4, $0xff800000
+DATA constantsAVX512<>+1976(SB)/4, $0xff800000
+DATA constantsAVX512<>+1980(SB)/4, $0xff800000
+DATA constantsAVX512<>+1984(SB)/4, $0x49400000
+DATA constantsAVX512<>+1988(SB)/4, $0x49400000
+DATA constantsAVX512<>+1992(SB)/4, $0x49400000
+DATA constantsAVX512<>+1996(SB)/4, $0x49400000
+DATA constantsAVX512<>+2000(SB)/4, $0x49400000
+DATA constantsAVX512<>+2004(SB)/4, $0x49400000
+DATA constantsAVX512<>+2008(SB)/4, $0x49400000
+DATA constantsAVX512<>+2012(SB)/4, $0x49400000
+DATA constantsAVX512<>+2016(SB)/4, $0x49400000
+DATA constantsAVX512<>+2020(SB)/4, $0x49400000
+DATA constantsAVX512<>+2024(SB)/4, $0x49400000
+DATA constantsAVX512<>+2028(SB)/4, $0x49400000
+DATA constantsAVX512<>+2032(SB)/4, $0x49400000
+DATA constantsAVX512<>+2036(SB)/4, $0x49400000
+DATA constantsAVX512<>+2040(SB)/4, $0x49400000
+DATA constantsAVX512<>+2044(SB)/4, $0x49400000
+DATA constantsAVX512<>+2048(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2052(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2056(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2060(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2064(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2068(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2072(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2076(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2080(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2084(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2088(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2092(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2096(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2100(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2104(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2108(SB)/4, $0xc2fc0000
+DATA constantsAVX512<>+2112(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2116(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2120(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2124(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2128(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2132(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2136(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2140(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2144(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2148(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2152(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2156(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2160(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2164(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2168(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2172(SB)/4, $0x3d63594d
+DATA constantsAVX512<>+2176(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2180(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2184(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2188(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2192(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2196(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2200(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2204(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2208(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2212(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2216(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2220(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2224(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2228(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2232(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2236(SB)/4, $0x3e75ffc9
+DATA constantsAVX512<>+2240(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2244(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2248(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2252(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2256(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2260(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2264(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2268(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2272(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2276(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2280(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2284(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2288(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2292(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2296(SB)/4, $0x3f317218
+DATA constantsAVX512<>+2300(SB)/4, $0x3f317218
+GLOBL constantsAVX512<>(SB), RODATA|NOPTR, $2304
+DATA tablesAVX512<>+0(SB)/4, $0x3896ac80
+DATA tablesAVX512<>+4(SB)/4, $0x39a7793d
+DATA tablesAVX512<>+8(SB)/4, $0x39e84bb1
+DATA tablesAVX512<>+12(SB)/4, $0x39b02fb1
+DATA tablesAVX512<>+16(SB)/4, $0x3900376c
+DATA tablesAVX512<>+20(SB)/4, $0xb851903a
+DATA tablesAVX512<>+24(SB)/4, $0xb8f73bee
+DATA tablesAVX512<>+28(SB)/4, $0xb8de4d39
+DATA tablesAVX512<>+32(SB)/4, $0xb88a9d44
+DATA tablesAVX512<>+36(SB)/4, $0xb806133d
+DATA tablesAVX512<>+40(SB)/4, $0xb75208e6
+DATA tablesAVX512<>+44(SB)/4, $0xb6882779
+DATA tablesAVX512<>+48(SB)/4, $0xb593f7e4
+DATA tablesAVX512<>+52(SB)/4, $0xb487e88f
+DATA tablesAVX512<>+56(SB)/4, $0xb3543439
+DATA tablesAVX512<>+60(SB)/4, $0x00000000
+DATA tablesAVX512<>+64(SB)/4, $0xbb64351a
+DATA tablesAVX512<>+68(SB)/4, $0xbb34fffd
+DATA tablesAVX512<>+72(SB)/4, $0xba97dde4
+DATA tablesAVX512<>+76(SB)/4, $0x39f043c2
+DATA tablesAVX512<>+80(SB)/4, $0x3ab52998
+DATA tablesAVX512<>+84(SB)/4, $0x3ac4505e
+DATA tablesAVX512<>+88(SB)/4, $0x3a941545
+DATA tablesAVX512<>+92(SB)/4, $0x3a2e6c40
+DATA tablesAVX512<>+96(SB)/4, $0x39a76b88
+DATA tablesAVX512<>+100(SB)/4, $0x3905be28
+DATA tablesAVX512<>+104(SB)/4, $0x3833ffe4
+DATA tablesAVX512<>+108(SB)/4, $0x374da2ea
+DATA tablesAVX512<>+112(SB)/4, $0x364872c4
+DATA tablesAVX512<>+116(SB)/4, $0x352754ca
+DATA tablesAVX512<>+120(SB)/4, $0x33efe713
+DATA tablesAVX512<>+124(SB)/4, $0x00000000
+DATA tablesAVX512<>+128(SB)/4, $0x36160237
+DATA tablesAVX512<>+132(SB)/4, $0xbc1e9b0b
+DATA tablesAVX512<>+136(SB)/4, $0xbc80af0e
+DATA tablesAVX512<>+140(SB)/4, $0xbc883c49
+DATA tablesAVX512<>+144(SB)/4, $0xbc5f0cf3
+DATA tablesAVX512<>+148(SB)/4, $0xbc14e92d
+DATA tablesAVX512<>+152(SB)/4, $0xbba60ac5
+DATA tablesAVX512<>+156(SB)/4, $0xbb1c9500
+DATA tablesAVX512<>+160(SB)/4, $0xba7ba7ba
+DATA tablesAVX512<>+164(SB)/4, $0xb9ad2a9f
+DATA tablesAVX512<>+168(SB)/4, $0xb8ccbf53
+DATA tablesAVX512<>+172(SB)/4, $0xb7d07b41
+DATA tablesAVX512<>+176(SB)/4, $0xb6b7225e
+DATA tablesAVX512<>+180(SB)/4, $0xb58af693
+DATA tablesAVX512<>+184(SB)/4, $0xb4365ca7
+DATA tablesAVX512<>+188(SB)/4, $0x00000000
+DATA tablesAVX512<>+192(SB)/4, $0x3e188350
+DATA tablesAVX512<>+196(SB)/4, $0x3e0e3ed4
+DATA tablesAVX512<>+200(SB)/4, $0x3de6d21c
+DATA tablesAVX512<>+204(SB)/4, $0x3da2e94e
+DATA tablesAVX512<>+208(SB)/4, $0x3d480b57
+DATA tablesAVX512<>+212(SB)/4, $0x3cd5ae7f
+DATA tablesAVX512<>+216(SB)/4, $0x3c468cfd
+DATA tablesAVX512<>+220(SB)/4, $0x3ba07c43
+DATA tablesAVX512<>+224(SB)/4, $0x3ae1ad02
+DATA tablesAVX512<>+228(SB)/4, $0x3a0a062f
+DATA tablesAVX512<>+232(SB)/4, $0x3912dbdd
+DATA tablesAVX512<>+236(SB)/4, $0x3807eb8b
+DATA tablesAVX512<>+240(SB)/4, $0x36dad745
+DATA tablesAVX512<>+244(SB)/4, $0x35993cf1
+DATA tablesAVX512<>+248(SB)/4, $0x343aa8bd
+DATA tablesAVX512<>+252(SB)/4, $0x00000000
+DATA tablesAVX512<>+256(SB)/4, $0x00000000
+DATA tablesAVX512<>+260(SB)/4, $0x3e150b03
+DATA tablesAVX512<>+264(SB)/4, $0x3e8b73c4
+DATA tablesAVX512<>+268(SB)/4, $0x3ebcbeca
+DATA tablesAVX512<>+272(SB)/4, $0x3edd59b5
+DATA tablesAVX512<>+276(SB)/4, $0x3ef0242a
+DATA tablesAVX512<>+280(SB)/4, $0x3ef993a4
+DATA tablesAVX512<>+284(SB)/4, $0x3efdb461
+DATA tablesAVX512<>+288(SB)/4, $0x3eff472a
+DATA tablesAVX512<>+292(SB)/4, $0x3effcceb
+DATA tablesAVX512<>+296(SB)/4, $0x3efff39e
+DATA tablesAVX512<>+300(SB)/4, $0x3efffd5f
+DATA tablesAVX512<>+304(SB)/4, $0x3effff83
+DATA tablesAVX512<>+308(SB)/4, $0x3effffec
+DATA tablesAVX512<>+312(SB)/4, $0x3efffffd
+DATA tablesAVX512<>+316(SB)/4, $0x3f000000
+DATA tablesAVX512<>+320(SB)/4, $0x3f800000
+DATA tablesAVX512<>+324(SB)/4, $0x3f7daac3
+DATA tablesAVX512<>+328(SB)/4, $0x3f7b95c2
+DATA tablesAVX512<>+332(SB)/4, $0x3f79c3d3
+DATA tablesAVX512<>+336(SB)/4, $0x3f7837f0
+DATA tablesAVX512<>+340(SB)/4, $0x3f76f532
+DATA tablesAVX512<>+344(SB)/4, $0x3f75fed7
+DATA tablesAVX512<>+348(SB)/4, $0x3f75583f
+DATA tablesAVX512<>+352(SB)/4, $0x3f7504f3
+DATA tablesAVX512<>+356(SB)/4, $0x3f7508a4
+DATA tablesAVX512<>+360(SB)/4, $0x3f75672a
+DATA tablesAVX512<>+364(SB)/4, $0x3f76248c
+DATA tablesAVX512<>+368(SB)/4, $0x3f7744fd
+DATA tablesAVX512<>+372(SB)/4, $0x3f78ccdf
+DATA tablesAVX512<>+376(SB)/4, $0x3f7ac0c7
+DATA tablesAVX512<>+380(SB)/4, $0x3f7d257d
+GLOBL tablesAVX512<>(SB), RODATA|NOPTR, $384

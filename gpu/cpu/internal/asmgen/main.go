@@ -18,7 +18,9 @@ import (
 	"fmt"
 	"go/format"
 	"log"
+	"math"
 	"os"
+	"slices"
 )
 
 func main() {
@@ -79,6 +81,7 @@ type isa struct {
 	out    bytes.Buffer
 	consts map[uint32]int // bits -> index in the table of constants
 	order  []uint32
+	tables [][]float32 // one register's width each
 	labels int
 	funcs  []function
 }
@@ -159,6 +162,16 @@ func (g *isa) v(i int) string { return fmt.Sprintf("%s%d", g.reg, i) }
 // bytes is the size of a register.
 func (g *isa) bytes() int { return 4 * g.lanes }
 
+// perLane is a memory operand that holds the values lane by lane.
+func (g *isa) perLane(values []float32) string {
+	i := slices.IndexFunc(g.tables, func(t []float32) bool { return slices.Equal(t, values) })
+	if i < 0 {
+		i = len(g.tables)
+		g.tables = append(g.tables, values)
+	}
+	return fmt.Sprintf("tables%s<>+%d(SB)", g.name, i*g.bytes())
+}
+
 // data prints the constants, one register's width each, and for AVX2 the masks: eight ones, eight zeros.
 func (g *isa) data() {
 	g.printf("\n")
@@ -168,6 +181,12 @@ func (g *isa) data() {
 		}
 	}
 	g.printf("GLOBL constants%s<>(SB), RODATA|NOPTR, $%d\n", g.name, len(g.order)*g.bytes())
+	for i, t := range g.tables {
+		for j, f := range t {
+			g.printf("DATA tables%s<>+%d(SB)/4, $0x%08x\n", g.name, i*g.bytes()+4*j, math.Float32bits(f))
+		}
+	}
+	g.printf("GLOBL tables%s<>(SB), RODATA|NOPTR, $%d\n", g.name, len(g.tables)*g.bytes())
 	if g.wide {
 		return
 	}

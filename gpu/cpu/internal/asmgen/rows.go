@@ -1,6 +1,9 @@
 package main
 
-import "math"
+import (
+	"math"
+	"math/bits"
+)
 
 // rowLoop goes over the rows of a block: R8 dst, R9 src, R12 rows, R13 columns, and calls body once for each row's code.
 func (g *isa) rowLoop(body func()) {
@@ -67,6 +70,17 @@ func (g *isa) exp2(t, p, n string) {
 	g.op("VMULPS %s, %s, %s", n, p, p)
 }
 
+// nearest adds a number to t that leaves the nearest multiple of 1/parts in the lowest bits of n, and gives that multiple in q.
+func (g *isa) nearest(t string, parts float32, n, q string) {
+	g.op("VADDPS %s, %s, %s", g.c(3<<22/parts), t, n)
+	g.op("VSUBPS %s, %s, %s", g.c(3<<22/parts), n, q)
+}
+
+// lookup gives for each lane of n the value of the table that its lowest bits name.
+func (g *isa) lookup(table []float32, n, r string) {
+	g.op("VPERMPS %s, %s, %s", g.perLane(table), n, r)
+}
+
 // poly is the polynomial of x in p, constant first.
 func (g *isa) poly(c []float32, x, p string) {
 	g.op("VMOVUPS %s, %s", g.c(c[len(c)-1]), p)
@@ -113,31 +127,22 @@ func (g *isa) activations() {
 		g.zero(t)
 		g.op("VMAXPS %s, %s, %s", x, t, x)
 	})
-	act("geluErf", "x Phi(x), with log2 Phi(-|x|) as polynomial.", func() {
-		// Weighted minimax on [0, 6], for x Phi(-x) to about 1e-8. Beyond 6 Phi(-|x|) is 0: it is below 1e-9.
-		coefs := []float32{-0.999999350496, -1.15111534752, -0.459159117085, -0.0525999255156, 0.00716952467231, -0.000185587589395, -0.000183839797456, 4.55896140987e-5, -4.95759393775e-6, 2.15830109434e-7}
+	act("geluErf", "x/2 + |x| erf(|x|/sqrt 2)/2, the latter as a polynomial whose coefficients are looked up by where |x| is.", func() {
+		columns, unit := halfErf(g.lanes)
 		a, q := g.v(4), g.v(5)
 		g.bitwise("AND", g.c(restBit), x, a)
-		g.poly(coefs, a, q)
-		if g.wide {
-			g.op("VCMPPS $1, %s, %s, K2", g.c(6), a)
-			g.op("VMOVAPS.Z %s, K2, %s", q, t)
-			g.exp2(t, p, n)
-			g.op("VMOVAPS.Z %s, K2, %s", p, p)
-			g.op("VPMOVD2M %s, K3", x)
-			g.op("VMOVUPS %s, %s", g.c(1), n)
-			g.op("VSUBPS %s, %s, %s", p, n, n)
-			g.op("VMOVAPS %s, K3, %s", p, n)
-		} else {
-			g.op("VCMPPS $1, %s, %s, %s", g.c(6), a, a)
-			g.op("VANDPS %s, %s, %s", a, q, t)
-			g.exp2(t, p, n)
-			g.op("VANDPS %s, %s, %s", a, p, p)
-			g.op("VMOVUPS %s, %s", g.c(1), n)
-			g.op("VSUBPS %s, %s, %s", p, n, n)
-			g.op("VBLENDVPS %s, %s, %s, %s", x, p, n, n)
+		g.op("VMULPS %s, %s, %s", g.c(float32(1/unit)), a, t)
+		g.op("VMOVUPS %s, %s", g.c(float32(g.lanes-1)), n)
+		g.op("VMINPS %s, %s, %s", t, n, t) // NaN is in t, which the instruction prefers
+		g.nearest(t, 1, n, q)
+		g.op("VSUBPS %s, %s, %s", q, t, t)
+		g.lookup(columns[len(columns)-1], n, p)
+		for d := len(columns) - 2; d >= 0; d-- {
+			g.lookup(columns[d], n, q)
+			g.op("VFMADD213PS %s, %s, %s", q, t, p)
 		}
-		g.op("VMULPS %s, %s, %s", n, x, x)
+		g.op("VMULPS %s, %s, %s", g.c(.5), x, x)
+		g.op("VFMADD231PS %s, %s, %s", a, p, x)
 	})
 	c1 := -2 * math.Sqrt(2/math.Pi) * log2e
 	act("geluTanh", "x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).", func() {
@@ -197,12 +202,24 @@ func (g *isa) fold(op string) {
 }
 
 // expRows writes exp(scale x - max) of each row, max being that of scale x, and 1 over the sum of them.
+//
+// exp(t) is 2^y: y is the nearest k/lanes and a rest r. 2^(k/lanes) is looked up by the lowest bits of k, and the others become its
+// exponent, where they are added as they lie: the table allows for the lowest. 2^r is a cubic. What is below 2^-126 is 0.
 func (g *isa) expRows() {
 	g.text("expRows", "block", "exp(scale*x - max) for each row, and in t.inv 1 over their sum.")
 	g.op("MOVQ block_inv(DI), R10")
-	g.op("VBROADCASTSS block_scale(DI), %s", g.v(8))
-	top, y, p, n, sum, scale := g.v(7), g.v(1), g.v(2), g.v(3), g.v(6), g.v(8)
+	top, y, p, n, k, sum := g.v(7), g.v(1), g.v(2), g.v(3), g.v(4), g.v(6)
+	scale := g.v(8)
+	g.op("VBROADCASTSS block_scale(DI), %s", scale)
+	g.op("VMULPS %s, %s, %s", g.c(log2e), scale, scale)
 	inf := g.c(float32(math.Inf(-1)))
+	shift := 23 - bits.Len(uint(g.lanes-1))
+	cubic := fit(func(r float64) float64 {
+		if math.Abs(r) < 1e-9 {
+			return math.Ln2
+		}
+		return math.Expm1(r*math.Ln2) / r
+	}, -.5/float64(g.lanes), .5/float64(g.lanes), 2)
 	g.rowLoop(func() {
 		g.op("VMOVUPS %s, %s", inf, g.v(0))
 		g.colLoop(func(tail bool) {
@@ -225,9 +242,25 @@ func (g *isa) expRows() {
 		g.colLoop(func(tail bool) {
 			g.load("(R9)(BX*1)", y, tail)
 			g.op("VMULPS %s, %s, %s", scale, y, y)
-			g.op("VSUBPS %s, %s, %s", top, y, y)
-			g.op("VMULPS %s, %s, %s", g.c(log2e), y, y)
-			g.exp2(y, p, n)
+			g.op("VSUBPS %s, %s, %s", top, y, y) // 0 for the largest, to the last bit
+			g.nearest(y, float32(g.lanes), n, k)
+			if g.wide {
+				g.op("VCMPPS $5, %s, %s, K2", g.c(-126), y) // not less: NaN stays
+			} else {
+				g.op("VCMPPS $5, %s, %s, %s", g.c(-126), y, g.v(5))
+			}
+			g.op("VSUBPS %s, %s, %s", k, y, y)
+			g.lookup(powers(g.lanes, shift), n, k)
+			g.op("VPSLLD $%d, %s, %s", shift, n, n)
+			g.op("VPADDD %s, %s, %s", n, k, k)
+			g.poly(cubic, y, p)
+			g.op("VMULPS %s, %s, %s", k, y, y)
+			if g.wide {
+				g.op("VFMADD213PS.Z %s, %s, K2, %s", k, y, p)
+			} else {
+				g.op("VFMADD213PS %s, %s, %s", k, y, p)
+				g.op("VANDPS %s, %s, %s", g.v(5), p, p)
+			}
 			g.store(p, "(R8)(BX*1)", tail)
 			switch {
 			case !tail:
