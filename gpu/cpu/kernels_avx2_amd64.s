@@ -12,10 +12,10 @@ TEXT ·gemmF321x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain1
@@ -119,12 +119,12 @@ TEXT ·gemmF322x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain2
@@ -255,7 +255,6 @@ TEXT ·gemmF323x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -263,6 +262,7 @@ TEXT ·gemmF323x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain3
@@ -422,7 +422,6 @@ TEXT ·gemmF324x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -432,6 +431,7 @@ TEXT ·gemmF324x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain4
@@ -620,7 +620,6 @@ TEXT ·gemmF325x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -632,6 +631,7 @@ TEXT ·gemmF325x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain5
@@ -847,7 +847,6 @@ TEXT ·gemmF326x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -861,6 +860,7 @@ TEXT ·gemmF326x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain6
@@ -1176,10 +1176,10 @@ TEXT ·gemmBF16Wide1x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain8
@@ -1328,12 +1328,12 @@ TEXT ·gemmBF16Wide2x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain9
@@ -1524,7 +1524,6 @@ TEXT ·gemmBF16Wide3x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -1532,6 +1531,7 @@ TEXT ·gemmBF16Wide3x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain10
@@ -1766,7 +1766,6 @@ TEXT ·gemmBF16Wide4x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -1776,6 +1775,7 @@ TEXT ·gemmBF16Wide4x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain11
@@ -2054,7 +2054,6 @@ TEXT ·gemmBF16Wide5x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -2066,6 +2065,7 @@ TEXT ·gemmBF16Wide5x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain12
@@ -2386,7 +2386,6 @@ TEXT ·gemmBF16Wide6x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -2400,6 +2399,7 @@ TEXT ·gemmBF16Wide6x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain13
@@ -2884,10 +2884,10 @@ TEXT ·gemmInt8Wide1x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -3079,12 +3079,12 @@ TEXT ·gemmInt8Wide2x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -3344,7 +3344,6 @@ TEXT ·gemmInt8Wide3x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -3352,6 +3351,7 @@ TEXT ·gemmInt8Wide3x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -3681,7 +3681,6 @@ TEXT ·gemmInt8Wide4x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -3691,6 +3690,7 @@ TEXT ·gemmInt8Wide4x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -4090,7 +4090,6 @@ TEXT ·gemmInt8Wide5x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -4102,6 +4101,7 @@ TEXT ·gemmInt8Wide5x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -4569,7 +4569,6 @@ TEXT ·gemmInt8Wide6x1AVX2(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -4583,6 +4582,7 @@ TEXT ·gemmInt8Wide6x1AVX2(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX

@@ -12,13 +12,13 @@ TEXT ·gemmF321x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_lanes(DI), CX
 	MOVQ $-1, AX
 	BZHIQ CX, AX, AX
 	KMOVW AX, K1
-	MOVQ tile_c(DI), AX
-	MOVQ tile_ldc(DI), CX
-	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain1
@@ -95,15 +95,15 @@ TEXT ·gemmF322x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain2
@@ -196,10 +196,6 @@ TEXT ·gemmF323x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -207,6 +203,10 @@ TEXT ·gemmF323x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain3
@@ -317,10 +317,6 @@ TEXT ·gemmF324x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -330,6 +326,10 @@ TEXT ·gemmF324x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain4
@@ -458,10 +458,6 @@ TEXT ·gemmF325x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -473,6 +469,10 @@ TEXT ·gemmF325x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain5
@@ -617,10 +617,6 @@ TEXT ·gemmF326x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -634,6 +630,10 @@ TEXT ·gemmF326x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain6
@@ -795,10 +795,6 @@ TEXT ·gemmF327x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -814,6 +810,10 @@ TEXT ·gemmF327x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain7
@@ -993,10 +993,6 @@ TEXT ·gemmF328x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -1014,6 +1010,10 @@ TEXT ·gemmF328x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain8
@@ -1209,10 +1209,6 @@ TEXT ·gemmF329x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -1232,6 +1228,10 @@ TEXT ·gemmF329x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain9
@@ -1444,10 +1444,6 @@ TEXT ·gemmF3210x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -1469,6 +1465,10 @@ TEXT ·gemmF3210x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain10
@@ -1699,10 +1699,6 @@ TEXT ·gemmF3211x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -1726,6 +1722,10 @@ TEXT ·gemmF3211x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain11
@@ -1972,10 +1972,6 @@ TEXT ·gemmF3212x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -2001,6 +1997,10 @@ TEXT ·gemmF3212x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain12
@@ -2259,14 +2259,14 @@ TEXT ·gemmF321x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain13
@@ -2362,10 +2362,6 @@ TEXT ·gemmF322x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -2373,6 +2369,10 @@ TEXT ·gemmF322x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain14
@@ -2493,10 +2493,6 @@ TEXT ·gemmF323x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -2507,6 +2503,10 @@ TEXT ·gemmF323x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain15
@@ -2654,10 +2654,6 @@ TEXT ·gemmF324x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -2671,6 +2667,10 @@ TEXT ·gemmF324x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain16
@@ -2845,10 +2845,6 @@ TEXT ·gemmF325x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -2865,6 +2861,10 @@ TEXT ·gemmF325x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain17
@@ -3064,10 +3064,6 @@ TEXT ·gemmF326x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -3087,6 +3083,10 @@ TEXT ·gemmF326x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain18
@@ -3312,10 +3312,6 @@ TEXT ·gemmF327x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -3338,6 +3334,10 @@ TEXT ·gemmF327x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain19
@@ -3590,10 +3590,6 @@ TEXT ·gemmF328x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -3619,6 +3615,10 @@ TEXT ·gemmF328x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain20
@@ -3896,10 +3896,6 @@ TEXT ·gemmF329x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -3928,6 +3924,10 @@ TEXT ·gemmF329x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain21
@@ -4231,10 +4231,6 @@ TEXT ·gemmF3210x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -4266,6 +4262,10 @@ TEXT ·gemmF3210x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain22
@@ -4596,10 +4596,6 @@ TEXT ·gemmF3211x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -4634,6 +4630,10 @@ TEXT ·gemmF3211x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain23
@@ -4989,10 +4989,6 @@ TEXT ·gemmF3212x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -5030,6 +5026,10 @@ TEXT ·gemmF3212x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain24
@@ -5407,16 +5407,16 @@ TEXT ·gemmF321x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain25
@@ -5551,10 +5551,6 @@ TEXT ·gemmF322x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -5566,6 +5562,10 @@ TEXT ·gemmF322x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain26
@@ -5743,10 +5743,6 @@ TEXT ·gemmF323x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -5763,6 +5759,10 @@ TEXT ·gemmF323x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain27
@@ -5985,10 +5985,6 @@ TEXT ·gemmF324x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -6010,6 +6006,10 @@ TEXT ·gemmF324x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain28
@@ -6277,10 +6277,6 @@ TEXT ·gemmF325x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -6307,6 +6303,10 @@ TEXT ·gemmF325x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain29
@@ -6617,10 +6617,6 @@ TEXT ·gemmF326x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -6652,6 +6648,10 @@ TEXT ·gemmF326x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain30
@@ -7077,13 +7077,13 @@ TEXT ·gemmBF16Wide1x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_lanes(DI), CX
 	MOVQ $-1, AX
 	BZHIQ CX, AX, AX
 	KMOVW AX, K1
-	MOVQ tile_c(DI), AX
-	MOVQ tile_ldc(DI), CX
-	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain32
@@ -7185,15 +7185,15 @@ TEXT ·gemmBF16Wide2x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain33
@@ -7321,10 +7321,6 @@ TEXT ·gemmBF16Wide3x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -7332,6 +7328,10 @@ TEXT ·gemmBF16Wide3x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain34
@@ -7487,10 +7487,6 @@ TEXT ·gemmBF16Wide4x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -7500,6 +7496,10 @@ TEXT ·gemmBF16Wide4x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain35
@@ -7683,10 +7683,6 @@ TEXT ·gemmBF16Wide5x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -7698,6 +7694,10 @@ TEXT ·gemmBF16Wide5x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain36
@@ -7907,10 +7907,6 @@ TEXT ·gemmBF16Wide6x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -7924,6 +7920,10 @@ TEXT ·gemmBF16Wide6x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain37
@@ -8160,10 +8160,6 @@ TEXT ·gemmBF16Wide7x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -8179,6 +8175,10 @@ TEXT ·gemmBF16Wide7x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain38
@@ -8443,10 +8443,6 @@ TEXT ·gemmBF16Wide8x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -8464,6 +8460,10 @@ TEXT ·gemmBF16Wide8x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain39
@@ -8754,10 +8754,6 @@ TEXT ·gemmBF16Wide9x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -8777,6 +8773,10 @@ TEXT ·gemmBF16Wide9x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain40
@@ -8913,10 +8913,6 @@ TEXT ·gemmBF16Wide10x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -8938,6 +8934,10 @@ TEXT ·gemmBF16Wide10x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain41
@@ -9085,10 +9085,6 @@ TEXT ·gemmBF16Wide11x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -9112,6 +9108,10 @@ TEXT ·gemmBF16Wide11x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain42
@@ -9269,10 +9269,6 @@ TEXT ·gemmBF16Wide12x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -9298,6 +9294,10 @@ TEXT ·gemmBF16Wide12x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain43
@@ -9461,14 +9461,14 @@ TEXT ·gemmBF16Wide1x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain44
@@ -9609,10 +9609,6 @@ TEXT ·gemmBF16Wide2x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -9620,6 +9616,10 @@ TEXT ·gemmBF16Wide2x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain45
@@ -9800,10 +9800,6 @@ TEXT ·gemmBF16Wide3x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -9814,6 +9810,10 @@ TEXT ·gemmBF16Wide3x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain46
@@ -10036,10 +10036,6 @@ TEXT ·gemmBF16Wide4x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -10053,6 +10049,10 @@ TEXT ·gemmBF16Wide4x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain47
@@ -10317,10 +10317,6 @@ TEXT ·gemmBF16Wide5x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -10337,6 +10333,10 @@ TEXT ·gemmBF16Wide5x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain48
@@ -10465,10 +10465,6 @@ TEXT ·gemmBF16Wide6x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -10488,6 +10484,10 @@ TEXT ·gemmBF16Wide6x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain49
@@ -10633,10 +10633,6 @@ TEXT ·gemmBF16Wide7x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -10659,6 +10655,10 @@ TEXT ·gemmBF16Wide7x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain50
@@ -10821,10 +10821,6 @@ TEXT ·gemmBF16Wide8x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -10850,6 +10846,10 @@ TEXT ·gemmBF16Wide8x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain51
@@ -11028,10 +11028,6 @@ TEXT ·gemmBF16Wide9x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -11060,6 +11056,10 @@ TEXT ·gemmBF16Wide9x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain52
@@ -11255,10 +11255,6 @@ TEXT ·gemmBF16Wide10x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -11290,6 +11286,10 @@ TEXT ·gemmBF16Wide10x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain53
@@ -11502,10 +11502,6 @@ TEXT ·gemmBF16Wide11x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -11540,6 +11536,10 @@ TEXT ·gemmBF16Wide11x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain54
@@ -11768,10 +11768,6 @@ TEXT ·gemmBF16Wide12x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -11809,6 +11805,10 @@ TEXT ·gemmBF16Wide12x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain55
@@ -12172,13 +12172,13 @@ TEXT ·gemmInt8Wide1x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_lanes(DI), CX
 	MOVQ $-1, AX
 	BZHIQ CX, AX, AX
 	KMOVW AX, K1
-	MOVQ tile_c(DI), AX
-	MOVQ tile_ldc(DI), CX
-	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -12303,15 +12303,15 @@ TEXT ·gemmInt8Wide2x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -12476,10 +12476,6 @@ TEXT ·gemmInt8Wide3x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -12487,6 +12483,10 @@ TEXT ·gemmInt8Wide3x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -12693,10 +12693,6 @@ TEXT ·gemmInt8Wide4x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -12706,6 +12702,10 @@ TEXT ·gemmInt8Wide4x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -12954,10 +12954,6 @@ TEXT ·gemmInt8Wide5x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -12969,6 +12965,10 @@ TEXT ·gemmInt8Wide5x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -13257,10 +13257,6 @@ TEXT ·gemmInt8Wide6x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -13274,6 +13270,10 @@ TEXT ·gemmInt8Wide6x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -13603,10 +13603,6 @@ TEXT ·gemmInt8Wide7x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -13622,6 +13618,10 @@ TEXT ·gemmInt8Wide7x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -13993,10 +13993,6 @@ TEXT ·gemmInt8Wide8x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -14014,6 +14010,10 @@ TEXT ·gemmInt8Wide8x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -14425,10 +14425,6 @@ TEXT ·gemmInt8Wide9x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -14448,6 +14444,10 @@ TEXT ·gemmInt8Wide9x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -14643,10 +14643,6 @@ TEXT ·gemmInt8Wide10x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -14668,6 +14664,10 @@ TEXT ·gemmInt8Wide10x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -14880,10 +14880,6 @@ TEXT ·gemmInt8Wide11x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -14907,6 +14903,10 @@ TEXT ·gemmInt8Wide11x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -15135,10 +15135,6 @@ TEXT ·gemmInt8Wide12x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -15164,6 +15160,10 @@ TEXT ·gemmInt8Wide12x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -15404,14 +15404,14 @@ TEXT ·gemmInt8Wide1x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -15594,10 +15594,6 @@ TEXT ·gemmInt8Wide2x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -15605,6 +15601,10 @@ TEXT ·gemmInt8Wide2x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -15853,10 +15853,6 @@ TEXT ·gemmInt8Wide3x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -15867,6 +15863,10 @@ TEXT ·gemmInt8Wide3x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -16183,10 +16183,6 @@ TEXT ·gemmInt8Wide4x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -16200,6 +16196,10 @@ TEXT ·gemmInt8Wide4x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -16584,10 +16584,6 @@ TEXT ·gemmInt8Wide5x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -16604,6 +16600,10 @@ TEXT ·gemmInt8Wide5x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -16790,10 +16790,6 @@ TEXT ·gemmInt8Wide6x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -16813,6 +16809,10 @@ TEXT ·gemmInt8Wide6x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -17026,10 +17026,6 @@ TEXT ·gemmInt8Wide7x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -17052,6 +17048,10 @@ TEXT ·gemmInt8Wide7x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -17292,10 +17292,6 @@ TEXT ·gemmInt8Wide8x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -17321,6 +17317,10 @@ TEXT ·gemmInt8Wide8x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -17587,10 +17587,6 @@ TEXT ·gemmInt8Wide9x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -17619,6 +17615,10 @@ TEXT ·gemmInt8Wide9x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -17912,10 +17912,6 @@ TEXT ·gemmInt8Wide10x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -17947,6 +17943,10 @@ TEXT ·gemmInt8Wide10x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -18267,10 +18267,6 @@ TEXT ·gemmInt8Wide11x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -18305,6 +18301,10 @@ TEXT ·gemmInt8Wide11x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -18651,10 +18651,6 @@ TEXT ·gemmInt8Wide12x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -18692,6 +18688,10 @@ TEXT ·gemmInt8Wide12x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -19318,13 +19318,13 @@ TEXT ·gemmBF16Dot1x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_lanes(DI), CX
 	MOVQ $-1, AX
 	BZHIQ CX, AX, AX
 	KMOVW AX, K1
-	MOVQ tile_c(DI), AX
-	MOVQ tile_ldc(DI), CX
-	PREFETCHT0 0(AX)
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain85
@@ -19401,15 +19401,15 @@ TEXT ·gemmBF16Dot2x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain86
@@ -19502,10 +19502,6 @@ TEXT ·gemmBF16Dot3x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -19513,6 +19509,10 @@ TEXT ·gemmBF16Dot3x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain87
@@ -19623,10 +19623,6 @@ TEXT ·gemmBF16Dot4x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -19636,6 +19632,10 @@ TEXT ·gemmBF16Dot4x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain88
@@ -19764,10 +19764,6 @@ TEXT ·gemmBF16Dot5x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -19779,6 +19775,10 @@ TEXT ·gemmBF16Dot5x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain89
@@ -19923,10 +19923,6 @@ TEXT ·gemmBF16Dot6x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -19940,6 +19936,10 @@ TEXT ·gemmBF16Dot6x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain90
@@ -20101,10 +20101,6 @@ TEXT ·gemmBF16Dot7x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -20120,6 +20116,10 @@ TEXT ·gemmBF16Dot7x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain91
@@ -20299,10 +20299,6 @@ TEXT ·gemmBF16Dot8x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -20320,6 +20316,10 @@ TEXT ·gemmBF16Dot8x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain92
@@ -20515,10 +20515,6 @@ TEXT ·gemmBF16Dot9x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -20538,6 +20534,10 @@ TEXT ·gemmBF16Dot9x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain93
@@ -20708,10 +20708,6 @@ TEXT ·gemmBF16Dot10x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -20733,6 +20729,10 @@ TEXT ·gemmBF16Dot10x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain94
@@ -20917,10 +20917,6 @@ TEXT ·gemmBF16Dot11x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -20944,6 +20940,10 @@ TEXT ·gemmBF16Dot11x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain95
@@ -21140,10 +21140,6 @@ TEXT ·gemmBF16Dot12x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -21169,6 +21165,10 @@ TEXT ·gemmBF16Dot12x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain96
@@ -21373,14 +21373,14 @@ TEXT ·gemmBF16Dot1x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain97
@@ -21476,10 +21476,6 @@ TEXT ·gemmBF16Dot2x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -21487,6 +21483,10 @@ TEXT ·gemmBF16Dot2x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain98
@@ -21607,10 +21607,6 @@ TEXT ·gemmBF16Dot3x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -21621,6 +21617,10 @@ TEXT ·gemmBF16Dot3x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain99
@@ -21768,10 +21768,6 @@ TEXT ·gemmBF16Dot4x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -21785,6 +21781,10 @@ TEXT ·gemmBF16Dot4x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain100
@@ -21959,10 +21959,6 @@ TEXT ·gemmBF16Dot5x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -21979,6 +21975,10 @@ TEXT ·gemmBF16Dot5x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain101
@@ -22138,10 +22138,6 @@ TEXT ·gemmBF16Dot6x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -22161,6 +22157,10 @@ TEXT ·gemmBF16Dot6x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain102
@@ -22340,10 +22340,6 @@ TEXT ·gemmBF16Dot7x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -22366,6 +22362,10 @@ TEXT ·gemmBF16Dot7x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain103
@@ -22566,10 +22566,6 @@ TEXT ·gemmBF16Dot8x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -22595,6 +22591,10 @@ TEXT ·gemmBF16Dot8x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain104
@@ -22814,10 +22814,6 @@ TEXT ·gemmBF16Dot9x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -22846,6 +22842,10 @@ TEXT ·gemmBF16Dot9x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain105
@@ -23085,10 +23085,6 @@ TEXT ·gemmBF16Dot10x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -23120,6 +23116,10 @@ TEXT ·gemmBF16Dot10x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain106
@@ -23380,10 +23380,6 @@ TEXT ·gemmBF16Dot11x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -23418,6 +23414,10 @@ TEXT ·gemmBF16Dot11x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain107
@@ -23697,10 +23697,6 @@ TEXT ·gemmBF16Dot12x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -23738,6 +23734,10 @@ TEXT ·gemmBF16Dot12x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain108
@@ -24033,16 +24033,16 @@ TEXT ·gemmBF16Dot1x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain109
@@ -24177,10 +24177,6 @@ TEXT ·gemmBF16Dot2x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -24192,6 +24188,10 @@ TEXT ·gemmBF16Dot2x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain110
@@ -24369,10 +24369,6 @@ TEXT ·gemmBF16Dot3x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -24389,6 +24385,10 @@ TEXT ·gemmBF16Dot3x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain111
@@ -24563,10 +24563,6 @@ TEXT ·gemmBF16Dot4x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -24588,6 +24584,10 @@ TEXT ·gemmBF16Dot4x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain112
@@ -24797,10 +24797,6 @@ TEXT ·gemmBF16Dot5x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -24827,6 +24823,10 @@ TEXT ·gemmBF16Dot5x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain113
@@ -25069,10 +25069,6 @@ TEXT ·gemmBF16Dot6x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -25104,6 +25100,10 @@ TEXT ·gemmBF16Dot6x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_bias(DI), AX
 	TESTQ AX, AX
 	JZ plain114
@@ -25489,13 +25489,13 @@ TEXT ·gemmInt8Dot1x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
+	MOVQ tile_c(DI), AX
+	MOVQ tile_ldc(DI), CX
+	PREFETCHT0 0(AX)
 	MOVQ tile_lanes(DI), CX
 	MOVQ $-1, AX
 	BZHIQ CX, AX, AX
 	KMOVW AX, K1
-	MOVQ tile_c(DI), AX
-	MOVQ tile_ldc(DI), CX
-	PREFETCHT0 0(AX)
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -25580,15 +25580,15 @@ TEXT ·gemmInt8Dot2x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -25693,10 +25693,6 @@ TEXT ·gemmInt8Dot3x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -25704,6 +25700,10 @@ TEXT ·gemmInt8Dot3x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -25830,10 +25830,6 @@ TEXT ·gemmInt8Dot4x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -25843,6 +25839,10 @@ TEXT ·gemmInt8Dot4x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -25991,10 +25991,6 @@ TEXT ·gemmInt8Dot5x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -26006,6 +26002,10 @@ TEXT ·gemmInt8Dot5x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -26174,10 +26174,6 @@ TEXT ·gemmInt8Dot6x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -26191,6 +26187,10 @@ TEXT ·gemmInt8Dot6x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -26380,10 +26380,6 @@ TEXT ·gemmInt8Dot7x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -26399,6 +26395,10 @@ TEXT ·gemmInt8Dot7x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -26610,10 +26610,6 @@ TEXT ·gemmInt8Dot8x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -26631,6 +26627,10 @@ TEXT ·gemmInt8Dot8x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -26862,10 +26862,6 @@ TEXT ·gemmInt8Dot9x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -26885,6 +26881,10 @@ TEXT ·gemmInt8Dot9x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -27095,10 +27095,6 @@ TEXT ·gemmInt8Dot10x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -27120,6 +27116,10 @@ TEXT ·gemmInt8Dot10x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -27348,10 +27348,6 @@ TEXT ·gemmInt8Dot11x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -27375,6 +27371,10 @@ TEXT ·gemmInt8Dot11x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -27619,10 +27619,6 @@ TEXT ·gemmInt8Dot12x1AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -27648,6 +27644,10 @@ TEXT ·gemmInt8Dot12x1AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 0(AX)
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -27904,14 +27904,14 @@ TEXT ·gemmInt8Dot1x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -28019,10 +28019,6 @@ TEXT ·gemmInt8Dot2x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -28030,6 +28026,10 @@ TEXT ·gemmInt8Dot2x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -28168,10 +28168,6 @@ TEXT ·gemmInt8Dot3x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -28182,6 +28178,10 @@ TEXT ·gemmInt8Dot3x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -28353,10 +28353,6 @@ TEXT ·gemmInt8Dot4x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -28370,6 +28366,10 @@ TEXT ·gemmInt8Dot4x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -28574,10 +28574,6 @@ TEXT ·gemmInt8Dot5x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -28594,6 +28590,10 @@ TEXT ·gemmInt8Dot5x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -28789,10 +28789,6 @@ TEXT ·gemmInt8Dot6x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -28812,6 +28808,10 @@ TEXT ·gemmInt8Dot6x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -29033,10 +29033,6 @@ TEXT ·gemmInt8Dot7x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -29059,6 +29055,10 @@ TEXT ·gemmInt8Dot7x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -29307,10 +29307,6 @@ TEXT ·gemmInt8Dot8x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -29336,6 +29332,10 @@ TEXT ·gemmInt8Dot8x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -29609,10 +29609,6 @@ TEXT ·gemmInt8Dot9x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -29641,6 +29637,10 @@ TEXT ·gemmInt8Dot9x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -29940,10 +29940,6 @@ TEXT ·gemmInt8Dot10x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -29975,6 +29971,10 @@ TEXT ·gemmInt8Dot10x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -30301,10 +30301,6 @@ TEXT ·gemmInt8Dot11x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -30339,6 +30335,10 @@ TEXT ·gemmInt8Dot11x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -30690,10 +30690,6 @@ TEXT ·gemmInt8Dot12x2AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_b(DI), BX
 	MOVQ tile_panel(DI), DX
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -30731,6 +30727,10 @@ TEXT ·gemmInt8Dot12x2AVX512(SB), NOSPLIT, $0-8
 	ADDQ CX, AX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -31104,16 +31104,16 @@ TEXT ·gemmInt8Dot1x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -31268,10 +31268,6 @@ TEXT ·gemmInt8Dot2x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -31283,6 +31279,10 @@ TEXT ·gemmInt8Dot2x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -31490,10 +31490,6 @@ TEXT ·gemmInt8Dot3x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -31510,6 +31506,10 @@ TEXT ·gemmInt8Dot3x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -31724,10 +31724,6 @@ TEXT ·gemmInt8Dot4x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -31749,6 +31745,10 @@ TEXT ·gemmInt8Dot4x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -32008,10 +32008,6 @@ TEXT ·gemmInt8Dot5x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -32038,6 +32034,10 @@ TEXT ·gemmInt8Dot5x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX
@@ -32340,10 +32340,6 @@ TEXT ·gemmInt8Dot6x4AVX512(SB), NOSPLIT, $0-8
 	MOVQ tile_panel(DI), DX
 	LEAQ (DX)(DX*2), R13
 	MOVQ tile_step(DI), SI
-	MOVQ tile_lanes(DI), CX
-	MOVQ $-1, AX
-	BZHIQ CX, AX, AX
-	KMOVW AX, K1
 	MOVQ tile_c(DI), AX
 	MOVQ tile_ldc(DI), CX
 	PREFETCHT0 0(AX)
@@ -32375,6 +32371,10 @@ TEXT ·gemmInt8Dot6x4AVX512(SB), NOSPLIT, $0-8
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
 	PREFETCHT0 192(AX)
+	MOVQ tile_lanes(DI), CX
+	MOVQ $-1, AX
+	BZHIQ CX, AX, AX
+	KMOVW AX, K1
 	MOVQ tile_k(DI), CX
 	SHLQ $6, CX
 	LEAQ 64(BX)(CX*1), CX

@@ -64,13 +64,6 @@ func (g *isa) gemm(p *product, rows, panels int) {
 		return fmt.Sprintf([4]string{"%d(%s)", "%d(%s)(DX*1)", "%d(%s)(DX*2)", "%d(%s)(R13*1)"}[panel], offset, base)
 	}
 	at := func(base string, j int) string { return of(base, j/per, j%per*g.bytes()) } // register j of a line
-	g.op("MOVQ tile_lanes(DI), CX")                                                   // of the last panel, 1 to 16
-	if g.wide {
-		g.op("MOVQ $-1, AX")
-		g.op("BZHIQ CX, AX, AX")
-		g.op("KMOVW AX, K1")
-	}
-
 	// The result is fetched now: it is written all at once, at the end, and often it lies further away than the caches.
 	g.op("MOVQ tile_c(DI), AX")
 	g.op("MOVQ tile_ldc(DI), CX")
@@ -82,6 +75,13 @@ func (g *isa) gemm(p *product, rows, panels int) {
 			g.op("ADDQ CX, AX")
 		}
 	}
+	g.op("MOVQ tile_lanes(DI), CX")                                                   // of the last panel, 1 to 16
+	if g.wide {
+		g.op("MOVQ $-1, AX")
+		g.op("BZHIQ CX, AX, AX")
+		g.op("KMOVW AX, K1")
+	}
+
 	l := g.newLabels("plain", "begin", "loop", "rest", "last", "done", "store", "unbiased")
 	plain, begin, loop, rest, last, done, store, unbiased := l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7]
 	if p.scaled {
