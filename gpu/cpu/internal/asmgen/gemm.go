@@ -75,7 +75,7 @@ func (g *isa) gemm(p *product, rows, panels int) {
 			g.op("ADDQ CX, AX")
 		}
 	}
-	g.op("MOVQ tile_lanes(DI), CX")                                                   // of the last panel, 1 to 16
+	g.op("MOVQ tile_lanes(DI), CX") // of the last panel, 1 to 16
 	if g.wide {
 		g.op("MOVQ $-1, AX")
 		g.op("BZHIQ CX, AX, AX")
