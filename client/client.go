@@ -516,15 +516,20 @@ func (c *Client) Show(ctx context.Context, ref string) (*zcstorev1.VersionInfo, 
 	return v, c.fail("show", ref, err)
 }
 
-// Tag points target (NAME:TAG) at the version source. An existing tag moves only with replace.
+// Tag points target (NAME:TAG) at the version source. An existing tag moves only with replace, and keeps its default form.
 func (c *Client) Tag(ctx context.Context, source, target string, replace bool) (*zcstorev1.TagReply, error) {
+	return c.TagAs(ctx, source, target, replace, "")
+}
+
+// TagAs is Tag that also sets the form of who attaches by the tag and names none, see [Form]; empty leaves it as it is.
+func (c *Client) TagAs(ctx context.Context, source, target string, replace bool, form string) (*zcstorev1.TagReply, error) {
 	if err := checkRef("tag", source); err != nil {
 		return nil, err
 	}
 	if err := checkRef("tag", target); err != nil {
 		return nil, err
 	}
-	r, err := c.api.Tag(ctx, &zcstorev1.TagRequest{Source: source, Target: target, Replace: replace})
+	r, err := c.api.Tag(ctx, &zcstorev1.TagRequest{Source: source, Target: target, Replace: replace, Form: form})
 	return r, c.fail("tag", target, err)
 }
 

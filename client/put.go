@@ -19,6 +19,7 @@ import (
 // PutOptions are the choices of a put.
 type PutOptions struct {
 	Replace  bool                                // let an explicit tag move to other bytes
+	Form     string                              // default form of the tags that it sets, see [Form]; empty: as they have it
 	Progress func(stage string, done, total int) // called often, from several goroutines; stages "hash" and "send", in bytes
 }
 
@@ -224,7 +225,7 @@ func (p *putting) commit(stream zcstorev1.Store_PutClient, plan *zcstorev1.PutPl
 
 // begin sends the reference and the manifest, and gets the plan.
 func (p *putting) begin(stream zcstorev1.Store_PutClient, s *manifest.Sealed, with func(*zcstorev1.PutBegin)) (*zcstorev1.PutPlan, error) {
-	b := &zcstorev1.PutBegin{Protocol: Protocol, Ref: p.ref, Replace: p.opt.Replace, ManifestBytes: uint64(len(s.Encoded))}
+	b := &zcstorev1.PutBegin{Protocol: Protocol, Ref: p.ref, Replace: p.opt.Replace, Form: p.opt.Form, ManifestBytes: uint64(len(s.Encoded))}
 	if len(s.Pending) > 0 {
 		b.Pending = make([]byte, (len(s.Data)+7)/8)
 		for _, row := range s.Pending {

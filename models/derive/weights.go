@@ -44,13 +44,16 @@ func (r *panels) Read(b []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if n := min(len(b)/r.PanelBytes(), left); n > 0 {
-			b = b[:n*r.PanelBytes()]
-			return len(b), r.make(b, n)
+			n *= r.PanelBytes()
+			if err := r.make(b[:n]); err != nil {
+				return 0, err
+			}
+			return n, nil
 		}
 		if r.buf == nil {
 			r.buf = make([]byte, r.PanelBytes())
 		}
-		if err := r.make(r.buf, 1); err != nil {
+		if err := r.make(r.buf); err != nil {
 			return 0, err
 		}
 		r.rest = r.buf
@@ -60,7 +63,9 @@ func (r *panels) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (r *panels) make(b []byte, n int) error {
+// make fills b with the next panels. Where a panel cannot be made, nothing was read.
+func (r *panels) make(b []byte) error {
+	n := len(b) / r.PanelBytes()
 	if err := r.PackPanels(b, r.plain, r.next, r.next+n); err != nil {
 		return refuse(r.of, err, plainRemedy)
 	}

@@ -38,10 +38,14 @@ func Accounts(s Store) error {
 	if err != nil {
 		return err
 	}
+	made := 0
+	for _, f := range st.Forms {
+		made += f.Versions
+	}
 	// A version that is not served keeps its table, when it has one, until it is put again or removed.
-	if blocks != st.Used && st.Damaged == 0 || files < st.Segments+st.Versions || files > st.Segments+st.Versions+st.Damaged {
-		return fmt.Errorf("status says %d bytes in %d segments and %d tables (%d damaged); the directory holds %d bytes in %d files",
-			st.Used, st.Segments, st.Versions, st.Damaged, blocks, files)
+	if blocks != st.Used && st.Damaged == 0 || files < st.Segments+st.Versions+made || files > st.Segments+st.Versions+made+st.Damaged {
+		return fmt.Errorf("status says %d bytes in %d segments and %d tables (%d damaged) and %d of forms; the directory holds %d bytes in %d files",
+			st.Used, st.Segments, st.Versions, st.Damaged, made, blocks, files)
 	}
 	if st.OpenPuts != 0 {
 		return fmt.Errorf("%d puts are still open", st.OpenPuts)
@@ -60,7 +64,7 @@ func usage(dir string) (files int, blocks uint64, strays []string, err error) {
 	for _, e := range entries {
 		name := e.Name()
 		switch {
-		case strings.HasPrefix(name, "t-"), strings.HasPrefix(name, "s-"):
+		case strings.HasPrefix(name, "t-"), strings.HasPrefix(name, "f-"), strings.HasPrefix(name, "s-"):
 			var st syscall.Stat_t
 			if err := syscall.Stat(filepath.Join(dir, name), &st); err != nil {
 				return 0, 0, nil, err

@@ -6,6 +6,7 @@ import (
 
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
 )
@@ -33,13 +34,23 @@ func (r Remote) Put(ref string, replace bool, d *manifest.Draft) (*store.PutResu
 
 // Attach takes a lease and maps what it gives.
 func (r Remote) Attach(ref string) (*Held, error) {
+	return r.AttachAs(ref, store.Ask{Form: derive.Plain})
+}
+
+// AttachAs takes a lease on more than the version itself.
+func (r Remote) AttachAs(ref string, ask store.Ask) (*Held, error) {
 	ctx, cancel := timeout()
 	defer cancel()
-	m, err := r.C.Attach(ctx, ref)
+	opts := []client.AttachOption{client.Form(string(ask.Form))}
+	if ask.Tokenizers {
+		opts = append(opts, client.Tokenizers())
+	}
+	m, err := r.C.Attach(ctx, ref, opts...)
 	if err != nil {
 		return nil, err
 	}
-	h := &Held{Ref: m.Ref(), Digest: m.Digest(), Tensors: map[string][]byte{}, Sums: map[string]manifest.Digest{}, Release: func() { _ = m.Close() }}
+	h := &Held{Ref: m.Ref(), Digest: m.Digest(), Tensors: map[string][]byte{}, Sums: map[string]manifest.Digest{}, Release: func() { _ = m.Close() },
+		Form: derive.Form(m.Form()), Derived: map[string][]byte{}}
 	if _, _, _, err := m.Table().Manifest(); err != nil { // also checks the digest
 		h.Release()
 		return nil, err
@@ -50,12 +61,28 @@ func (r Remote) Attach(ref string) (*Held, error) {
 			var names []string
 			if names, err = m.Table().TensorNames(i); err == nil {
 				h.Tensors[names[0]], h.Sums[names[0]] = v.Data, row.SHA256
+				if v.Packed != nil {
+					h.Derived[names[0]] = v.Packed.Data
+				}
 			}
 		}
 		if err != nil {
 			h.Release()
 			return nil, err
 		}
+	}
+	for _, n := range m.Table().Root().Children() {
+		b, err := m.TokenizerTables(n)
+		if err != nil {
+			h.Release()
+			return nil, err
+		}
+		if b != nil {
+			h.Derived[n.Key()] = b
+		}
+	}
+	for _, sg := range m.FormSegments() {
+		h.Inodes = append(h.Inodes, sg.Inode)
 	}
 	return h, nil
 }
@@ -85,9 +112,14 @@ func (r Remote) Show(ref string) (store.VersionInfo, error) {
 
 // Tag points a tag.
 func (r Remote) Tag(source, target string, replace bool) (digest, previous manifest.Digest, err error) {
+	return r.TagAs(source, target, replace, "")
+}
+
+// TagAs points a tag and sets its form.
+func (r Remote) TagAs(source, target string, replace bool, form derive.Form) (digest, previous manifest.Digest, err error) {
 	ctx, cancel := timeout()
 	defer cancel()
-	rep, err := r.C.Tag(ctx, source, target, replace)
+	rep, err := r.C.TagAs(ctx, source, target, replace, string(form))
 	if err != nil {
 		return digest, previous, err
 	}
@@ -117,7 +149,7 @@ func (r Remote) Holders(name string) ([]store.LeaseInfo, error) {
 	var out []store.LeaseInfo
 	for _, h := range hs {
 		out = append(out, store.LeaseInfo{Deleted: h.Deleted, Lease: store.Lease{
-			ID: h.Lease, Ref: h.Ref, Digest: client.Digest(h.Digest), Since: time.UnixMilli(h.SinceUnixMs),
+			Form: derive.Form(h.Form), ID: h.Lease, Ref: h.Ref, Digest: client.Digest(h.Digest), Since: time.UnixMilli(h.SinceUnixMs),
 			Holder: store.Holder{PID: h.Pid, UID: h.Uid, Command: h.Command},
 		}})
 	}
@@ -143,7 +175,12 @@ func (r Remote) Status() (store.Status, error) {
 	if err != nil {
 		return store.Status{}, err
 	}
+	var forms []store.FormStatus
+	for _, f := range s.Forms {
+		forms = append(forms, store.FormStatus{Form: derive.Form(f.Form), Versions: int(f.Versions), Bytes: f.Bytes})
+	}
 	return store.Status{
+		Forms:    forms,
 		Instance: s.Instance, Backing: s.Backing, Directory: s.Directory, Adopted: int(s.AdoptedVersions), Capacity: s.CapacityBytes, Free: s.FreeBytes,
 		Totals: store.Totals{
 			Used: s.UsedBytes, Overhead: s.OverheadBytes, Held: s.HeldAfterDeleteBytes, Reserved: s.ReservedBytes,
@@ -161,6 +198,19 @@ func version(v *zcstorev1.VersionInfo) store.VersionInfo {
 	}
 	for _, s := range v.Segments {
 		out.Segments = append(out.Segments, store.SegmentInfo{ID: s.Id, SizeBytes: s.SizeBytes, UsedBytes: s.UsedBytes, Inode: s.Inode, Versions: int(s.Versions)})
+	}
+	for _, f := range v.Forms {
+		info := store.FormInfo{Form: derive.Form(f.Form), Bytes: f.Bytes, TableBytes: f.TableBytes, Holders: int(f.Holders)}
+		for _, s := range f.Segments {
+			info.Segments = append(info.Segments, store.SegmentInfo{ID: s.Id, SizeBytes: s.SizeBytes, UsedBytes: s.UsedBytes, Inode: s.Inode, Versions: int(s.Versions)})
+		}
+		out.Forms = append(out.Forms, info)
+	}
+	for tag, f := range v.TagForms {
+		if out.TagForms == nil {
+			out.TagForms = map[string]derive.Form{}
+		}
+		out.TagForms[tag] = derive.Form(f)
 	}
 	return out
 }

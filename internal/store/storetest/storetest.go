@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/zcstore/zcstore/internal/store"
+	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -19,9 +20,11 @@ import (
 type Store interface {
 	Put(ref string, replace bool, d *manifest.Draft) (*store.PutResult, error)
 	Attach(ref string) (*Held, error)
+	AttachAs(ref string, ask store.Ask) (*Held, error)
 	List(name string, all bool) ([]store.VersionInfo, error)
 	Show(ref string) (store.VersionInfo, error)
 	Tag(source, target string, replace bool) (digest, previous manifest.Digest, err error)
+	TagAs(source, target string, replace bool, form derive.Form) (digest, previous manifest.Digest, err error)
 	Remove(ref string, all bool) (store.Removed, error)
 	Holders(name string) ([]store.LeaseInfo, error)
 	Verify(ref string) (*store.Verified, error)
@@ -35,6 +38,10 @@ type Held struct {
 	Tensors map[string][]byte // by first name; shared pages, until Release
 	Sums    map[string]manifest.Digest
 	Release func()
+
+	Form    derive.Form
+	Derived map[string][]byte // what was made of a tensor, by its first name, or of the value of that key; shared pages
+	Inodes  []uint64          // of the segments of all that was made
 }
 
 // Broken names the first tensor whose bytes do not have their SHA-256, or is empty.

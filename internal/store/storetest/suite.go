@@ -60,6 +60,14 @@ func Run(t *testing.T, start Start, except ...string) {
 		{"verify", verify},
 		{"restart", restart},
 		{"many at once", manyAtOnce},
+		{"forms", forms},
+		{"a form is made once", formMadeOnce},
+		{"forms share what they have in common", formsShare},
+		{"forms that cannot be", formsRefused},
+		{"forms make room", formsMakeRoom},
+		{"forms and rm", formsAndRemove},
+		{"forms and a restart", formsAndRestart},
+		{"default forms of tags", tagForms},
 	} {
 		if slices.Contains(except, c.name) {
 			continue
