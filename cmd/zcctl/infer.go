@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/client/text"
 	"github.com/zcstore/zcstore/internal/units"
 	modeltext "github.com/zcstore/zcstore/models/text"
@@ -25,11 +26,16 @@ import (
 const inferHelp = `infer runs a stored text pipeline in this process, on the shared weights: an embedder gives vectors, a classifier
 labels. Texts are the arguments, or the lines of standard input when there are none.
 
-People get a short view; -o json gives every number.`
+People get a short view; -o json gives every number.
+
+--form takes the weights in another form, which the daemon makes when nobody has asked for it before: packed (the same
+numbers, to the last bit, and faster), bf16 or int8 (rounded, faster still). --compare says what that costs: the same texts
+are run in a second form as well, and standard output has how far the answers are apart.`
 
 const inferExample = `  zcctl infer minilm "one copy of the weights" "used in place by every worker"
   zcctl infer minilm -o json < lines.txt
-  zcctl infer intents "please remove the old model"`
+  zcctl infer intents "please remove the old model"
+  zcctl infer minilm --form int8 --compare plain < lines.txt`
 
 // inferResult is one text's answer; fields that do not apply are left out.
 type inferResult struct {
@@ -48,10 +54,13 @@ type inferOutput struct {
 	Digest  string        `json:"digest"`
 	Task    string        `json:"task"`
 	Results []inferResult `json:"results"`
+	Form    string        `json:"form"`
+	Compare *comparison   `json:"compare,omitempty"`
 }
 
 func inferCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	var form, against string
+	cmd := &cobra.Command{
 		Use: "infer REF [TEXT...]", Short: "Run a stored text pipeline: vectors or labels", GroupID: groupUse,
 		Long: inferHelp, Example: inferExample, Args: args(true, "REF"), ValidArgsFunction: a.completeRefs(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
@@ -63,7 +72,7 @@ func inferCmd(a *app) *cobra.Command {
 			}
 			defer c.Close()
 			start := time.Now()
-			p, err := text.Open(ctx, c, argv[0])
+			p, err := text.Open(ctx, c, argv[0], client.Form(form))
 			if err != nil {
 				return err
 			}
@@ -75,26 +84,42 @@ func inferCmd(a *app) *cobra.Command {
 					return err
 				}
 			}
-			out := inferOutput{Schema: 1, Ref: p.Stored().Ref(), Digest: p.Stored().Digest().String(), Task: p.Config().Task, Results: []inferResult{}}
+			out := inferOutput{Schema: 1, Ref: p.Stored().Ref(), Digest: p.Stored().Digest().String(), Task: p.Config().Task, Form: p.Stored().Form(), Results: []inferResult{}}
 			start = time.Now()
-			if p.Config().Task == modeltext.Classify {
-				err = classifyTexts(cmd, p, texts, &out)
-			} else {
-				err = embedTexts(cmd, p, texts, &out)
-			}
-			if err != nil {
+			if err := inferTexts(cmd, p, texts, &out); err != nil {
 				return zcerr.Wrap("infer", argv[0], err)
+			}
+			took := time.Since(start)
+			if against != "" {
+				if out.Compare, err = compareForms(cmd, c, &out, against, texts); err != nil {
+					return err
+				}
 			}
 			if a.output == "json" {
 				return json.NewEncoder(a.stdout).Encode(out)
 			}
-			if err := showResults(a.stdout, &out); err != nil {
+			show := showResults
+			if out.Compare != nil {
+				show = showComparison
+			}
+			if err := show(a.stdout, &out); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stderr, "%s %s: opened in %.1f ms, %d texts in %.0f ms\n", out.Ref, p.Stored().Digest().Short(), opened.Seconds()*1e3, len(texts), time.Since(start).Seconds()*1e3)
+			fmt.Fprintf(a.stderr, "%s %s, %s: opened in %.1f ms, %d texts in %.0f ms\n", out.Ref, p.Stored().Digest().Short(), out.Form, opened.Seconds()*1e3, len(texts), took.Seconds()*1e3)
 			return nil
 		},
 	}
+	a.formFlag(cmd, &form, "form of the weights: plain, packed, bf16 or int8 (default: $"+client.EnvForm+", else what the tag says, else plain)")
+	cmd.Flags().StringVar(&against, "compare", "", "also run the texts in this form, and say how far the answers are apart")
+	return cmd
+}
+
+// inferTexts does the pipeline's task.
+func inferTexts(cmd *cobra.Command, p *text.Pipeline, texts []string, out *inferOutput) error {
+	if p.Config().Task == modeltext.Classify {
+		return classifyTexts(cmd, p, texts, out)
+	}
+	return embedTexts(cmd, p, texts, out)
 }
 
 // maxLine is the longest text of standard input, in bytes.

@@ -17,7 +17,8 @@ import (
 const lsHelp = `ls lists the stored versions, or those of one model, oldest first. SIZE is the tensors, each once: versions
 that share bytes both count them ('zcctl status' has what the store really uses). HOLDERS is the number of
 leases; 'zcctl ps' names them. With a data directory, WHERE tells whether a version is in memory now: one that is only on
-disk is loaded when somebody attaches; one that is pinned stays in memory (zcctl pin).
+disk is loaded when somebody attaches; one that is pinned stays in memory (zcctl pin). FORMS tells what was made of a version for
+workers and is in memory beside it; it is not part of SIZE. A tag with a form in brackets hands out that form.
 
 A version that is damaged is marked, and standard error says why. With --all, versions that were removed
 but that workers still hold are listed too.`
@@ -33,22 +34,24 @@ type lsJSON struct {
 
 // versionInfo is a version in JSON.
 type versionInfo struct {
-	Ref         string     `json:"ref"` // NAME@sha256:DIGEST
-	Name        string     `json:"name"`
-	Tags        []string   `json:"tags"`
-	Digest      string     `json:"digest"`
-	Kind        string     `json:"kind"`
-	Tensors     uint32     `json:"tensors"`
-	TensorBytes uint64     `json:"tensor_bytes"`
-	TableBytes  uint64     `json:"table_bytes"`
-	Holders     uint32     `json:"holders"`
-	Created     *time.Time `json:"created"`
-	Deleted     bool       `json:"deleted"`
-	Damaged     string     `json:"damaged"`
-	Resident    bool       `json:"resident"`
-	OnDisk      bool       `json:"on_disk"`
-	Pinned      bool       `json:"pinned"`
-	Segments    []segment  `json:"segments"`
+	Ref         string            `json:"ref"` // NAME@sha256:DIGEST
+	Name        string            `json:"name"`
+	Tags        []string          `json:"tags"`
+	Digest      string            `json:"digest"`
+	Kind        string            `json:"kind"`
+	Tensors     uint32            `json:"tensors"`
+	TensorBytes uint64            `json:"tensor_bytes"`
+	TableBytes  uint64            `json:"table_bytes"`
+	Holders     uint32            `json:"holders"`
+	Created     *time.Time        `json:"created"`
+	Deleted     bool              `json:"deleted"`
+	Damaged     string            `json:"damaged"`
+	Resident    bool              `json:"resident"`
+	OnDisk      bool              `json:"on_disk"`
+	Pinned      bool              `json:"pinned"`
+	Segments    []segment         `json:"segments"`
+	Forms       []formJSON        `json:"forms"`     // made of it, and in memory
+	TagForms    map[string]string `json:"tag_forms"` // default form of a tag, where that is not plain
 }
 
 type segment struct {
@@ -65,10 +68,16 @@ func infoOf(v *zcstorev1.VersionInfo) versionInfo {
 	out := versionInfo{
 		Ref: exactRef(v), Name: v.Name, Tags: some(v.Tags), Digest: client.Digest(v.Digest).String(), Kind: v.Kind,
 		Tensors: v.Tensors, TensorBytes: v.TensorBytes, TableBytes: v.TableBytes, Holders: v.Holders,
-		Created: stamp(v.CreatedUnixMs), Deleted: v.Deleted, Damaged: v.Damaged, Resident: v.Resident, OnDisk: v.OnDisk, Pinned: v.Pinned, Segments: []segment{},
+		Created: stamp(v.CreatedUnixMs), Deleted: v.Deleted, Damaged: v.Damaged, Resident: v.Resident, OnDisk: v.OnDisk, Pinned: v.Pinned, Segments: segmentsOf(v.Segments),
+		Forms: formsOf(v), TagForms: tagFormsOf(v),
 	}
-	for _, s := range v.Segments {
-		out.Segments = append(out.Segments, segment{s.Id, s.SizeBytes, s.UsedBytes, s.Inode, s.Versions, s.Guarantee, guardsOf(s.Guards)})
+	return out
+}
+
+func segmentsOf(list []*zcstorev1.SegmentInfo) []segment {
+	out := []segment{}
+	for _, s := range list {
+		out = append(out, segment{s.Id, s.SizeBytes, s.UsedBytes, s.Inode, s.Versions, s.Guarantee, guardsOf(s.Guards)})
 	}
 	return out
 }
@@ -124,9 +133,13 @@ func (a *app) printVersions(versions []*zcstorev1.VersionInfo, quiet bool) error
 	if where {
 		head = append(head, "WHERE")
 	}
+	forms := slices.ContainsFunc(versions, func(v *zcstorev1.VersionInfo) bool { return len(v.Forms) > 0 })
+	if forms {
+		head = append(head, "FORMS")
+	}
 	g := newGrid(a.stdout, "", head...)
 	for _, v := range versions {
-		tags, digest := strings.Join(v.Tags, ","), client.Digest(v.Digest).Short()
+		tags, digest := strings.Join(tagWords(v), ","), client.Digest(v.Digest).Short()
 		if v.Deleted {
 			tags = "(deleted)"
 		}
@@ -137,6 +150,9 @@ func (a *app) printVersions(versions []*zcstorev1.VersionInfo, quiet bool) error
 		row := []any{v.Name, tags, digest, v.Kind, v.Tensors, units.Bytes(v.TensorBytes), v.Holders, age(v.CreatedUnixMs)}
 		if where {
 			row = append(row, whereWords(v))
+		}
+		if forms {
+			row = append(row, formWords(v))
 		}
 		g.row(row...)
 	}
@@ -151,6 +167,18 @@ func (a *app) printVersions(versions []*zcstorev1.VersionInfo, quiet bool) error
 		}
 	}
 	return nil
+}
+
+// formWords says in which forms a version is in memory, and how large those are that were made of it.
+func formWords(v *zcstorev1.VersionInfo) string {
+	var words []string
+	if v.Resident {
+		words = append(words, "plain")
+	}
+	for _, f := range v.Forms {
+		words = append(words, f.Form+" "+units.Bytes(f.Bytes))
+	}
+	return strings.Join(words, ", ")
 }
 
 // whereWords says where a version lies.

@@ -22,7 +22,8 @@ const putHelp = `put stores a model in shared memory. PATH is a Hugging Face or 
 it is passed, and hashes every byte once; bytes that another version has already are shared with it.
 
 A bare NAME makes the next version (v1, v2, ...) and moves NAME:latest to it. NAME:TAG points that tag;
-a tag that points at other bytes moves only with --replace. Workers keep what they have mapped.
+a tag that points at other bytes moves only with --replace. Workers keep what they have mapped. --form sets the form in
+which whoever attaches by these tags gets the weights (zcctl tag --help).
 
 --dry-run says what would be sent, what is shared with other versions, what it needs and what is free, and stores nothing;
 exit 6 when it would not fit. A stream cannot be read twice: it needs room for all of it, though parts may be stored already.`
@@ -53,7 +54,7 @@ type putJSON struct {
 
 func putCmd(a *app) *cobra.Command {
 	var replace, dry bool
-	var mode string
+	var mode, form string
 	cmd := &cobra.Command{
 		Use: "put NAME[:TAG] PATH", Short: "Store a model", GroupID: groupModels,
 		Long: putHelp, Example: putExample, Args: args(false, "NAME[:TAG]", "PATH"),
@@ -70,7 +71,7 @@ func putCmd(a *app) *cobra.Command {
 			}
 			ctx, cancel := a.within(cmd.Context(), 0)
 			defer cancel()
-			job := putJob{target: args[0], path: args[1], replace: replace, progress: p, stdin: cmd.InOrStdin()}
+			job := putJob{target: args[0], path: args[1], replace: replace, form: form, progress: p, stdin: cmd.InOrStdin()}
 			if dry {
 				return a.planPut(ctx, job)
 			}
@@ -79,6 +80,7 @@ func putCmd(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVar(&replace, "replace", false, "let NAME:TAG move to other bytes")
+	a.formFlag(cmd, &form, tagFormUsage)
 	f.BoolVar(&dry, "dry-run", false, "say what would be stored, and store nothing")
 	f.StringVar(&mode, "progress", "auto", "auto (a line on a terminal), plain (lines) or none")
 	return cmd
@@ -88,6 +90,7 @@ func putCmd(a *app) *cobra.Command {
 type putJob struct {
 	target, path string
 	replace      bool
+	form         string
 	progress     *progress // nil: none
 	stdin        io.Reader
 }
@@ -105,7 +108,7 @@ func (j putJob) ref() (ref.Ref, error) {
 }
 
 func (j putJob) options() client.PutOptions {
-	opt := client.PutOptions{Replace: j.replace}
+	opt := client.PutOptions{Replace: j.replace, Form: j.form}
 	if j.progress != nil {
 		opt.Progress = j.progress.update
 	}

@@ -23,7 +23,7 @@ import (
 
 const showHelp = `show tells what one version is: its names, the segments its bytes lie in, the tree of its modules and values,
 and its tensors. SEGMENT is the segment's number and, after #, the offset in its file. A tensor with several names is
-stored once. Long lists are cut, unless --all. A version that is only on disk is loaded for this.
+stored once. Forms are what the daemon made of it for workers and still has in memory. Long lists are cut, unless --all. A version that is only on disk is loaded for this.
 
 With -o json nothing is cut, but of values over 64 KiB there is only the size and the SHA-256.`
 
@@ -101,7 +101,7 @@ func (a *app) show(ctx context.Context, c *client.Client, target string, all boo
 	if err != nil {
 		return err
 	}
-	m, err := c.Attach(ctx, exactRef(v)) // not target: a tag could have moved since
+	m, err := c.Attach(ctx, exactRef(v), client.Form("plain")) // not target: a tag could have moved since
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func isJSON(mediaType string) bool {
 func (a *app) printHeader(v *zcstorev1.VersionInfo) error {
 	g := newGrid(a.stdout, "")
 	g.row("name", v.Name)
-	g.row("tags", strings.Join(v.Tags, ", "))
+	g.row("tags", strings.Join(tagWords(v), ", "))
 	g.row("digest", client.Digest(v.Digest))
 	g.row("kind", v.Kind)
 	g.row("tensors", fmt.Sprintf("%d, %s", v.Tensors, units.Bytes(v.TensorBytes)))
@@ -233,6 +233,16 @@ func (a *app) printHeader(v *zcstorev1.VersionInfo) error {
 	g = newGrid(a.stdout, "  ", "#", "ID", "SIZE", "USED HERE", "INODE", "VERSIONS", "PAGES")
 	for i, s := range v.Segments {
 		g.row(i, s.Id, units.Bytes(s.SizeBytes), units.Bytes(s.UsedBytes), s.Inode, s.Versions, pageWords(s.Guards, s.SizeBytes))
+	}
+	if err := g.flush(); err != nil || len(v.Forms) == 0 {
+		return err
+	}
+	fmt.Fprintln(a.stdout, "\nForms, made of it and in memory")
+	g = newGrid(a.stdout, "  ", "FORM", "BYTES", "HOLDERS", "ID", "SIZE", "USED HERE", "INODE", "VERSIONS")
+	for _, f := range v.Forms {
+		for _, s := range f.Segments {
+			g.row(f.Form, units.Bytes(f.Bytes), f.Holders, s.Id, units.Bytes(s.SizeBytes), units.Bytes(s.UsedBytes), s.Inode, s.Versions)
+		}
 	}
 	return g.flush()
 }

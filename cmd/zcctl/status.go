@@ -20,43 +20,44 @@ const statusExample = `  zcctl status
   zcctl status -o json | jq .used_bytes`
 
 type statusJSON struct {
-	Schema               int        `json:"schema"`
-	Socket               string     `json:"socket"`
-	Version              string     `json:"version"`
-	PID                  int32      `json:"pid"`
-	UID                  uint32     `json:"uid"`
-	Instance             string     `json:"instance"`
-	Started              *time.Time `json:"started"`
-	Protocol             uint32     `json:"protocol"`
-	TableVersion         uint32     `json:"table_version"`
-	SegmentFormat        uint32     `json:"segment_format"`
-	Backing              string     `json:"backing"`
-	Directory            string     `json:"directory"`
-	Guarantee            string     `json:"guarantee"`
-	Durability           string     `json:"durability"`
-	CapacityBytes        uint64     `json:"capacity_bytes"`
-	FreeBytes            uint64     `json:"free_bytes"`
-	UsedBytes            uint64     `json:"used_bytes"`
-	HeldAfterDeleteBytes uint64     `json:"held_after_delete_bytes"`
-	Models               uint32     `json:"models"`
-	Versions             uint32     `json:"versions"`
-	Segments             uint32     `json:"segments"`
-	Leases               uint32     `json:"leases"`
-	Clients              uint32     `json:"clients"`
-	OpenPuts             uint32     `json:"open_puts"`
-	AdoptedVersions      uint32     `json:"adopted_versions"`
-	Guards               guardsJSON `json:"guards"`
-	OverheadBytes        uint64     `json:"overhead_bytes"`
-	ReservedBytes        uint64     `json:"reserved_bytes"`
-	OrphanedBytes        uint64     `json:"orphaned_bytes"`
-	OwnMount             bool       `json:"own_mount"`
-	DataDirectory        string     `json:"data_directory"`
-	DataBytes            uint64     `json:"data_bytes"`
-	DataFreeBytes        uint64     `json:"data_free_bytes"`
-	DataReadOnly         string     `json:"data_read_only"`
-	ColdVersions         uint32     `json:"cold_versions"`
-	UnwrittenVersions    uint32     `json:"unwritten_versions"`
-	Limits               limitsJSON `json:"limits"`
+	Schema               int          `json:"schema"`
+	Socket               string       `json:"socket"`
+	Version              string       `json:"version"`
+	PID                  int32        `json:"pid"`
+	UID                  uint32       `json:"uid"`
+	Instance             string       `json:"instance"`
+	Started              *time.Time   `json:"started"`
+	Protocol             uint32       `json:"protocol"`
+	TableVersion         uint32       `json:"table_version"`
+	SegmentFormat        uint32       `json:"segment_format"`
+	Backing              string       `json:"backing"`
+	Directory            string       `json:"directory"`
+	Guarantee            string       `json:"guarantee"`
+	Durability           string       `json:"durability"`
+	CapacityBytes        uint64       `json:"capacity_bytes"`
+	FreeBytes            uint64       `json:"free_bytes"`
+	UsedBytes            uint64       `json:"used_bytes"`
+	HeldAfterDeleteBytes uint64       `json:"held_after_delete_bytes"`
+	Models               uint32       `json:"models"`
+	Versions             uint32       `json:"versions"`
+	Segments             uint32       `json:"segments"`
+	Leases               uint32       `json:"leases"`
+	Clients              uint32       `json:"clients"`
+	OpenPuts             uint32       `json:"open_puts"`
+	AdoptedVersions      uint32       `json:"adopted_versions"`
+	Guards               guardsJSON   `json:"guards"`
+	OverheadBytes        uint64       `json:"overhead_bytes"`
+	ReservedBytes        uint64       `json:"reserved_bytes"`
+	OrphanedBytes        uint64       `json:"orphaned_bytes"`
+	OwnMount             bool         `json:"own_mount"`
+	DataDirectory        string       `json:"data_directory"`
+	DataBytes            uint64       `json:"data_bytes"`
+	DataFreeBytes        uint64       `json:"data_free_bytes"`
+	DataReadOnly         string       `json:"data_read_only"`
+	ColdVersions         uint32       `json:"cold_versions"`
+	UnwrittenVersions    uint32       `json:"unwritten_versions"`
+	Limits               limitsJSON   `json:"limits"`
+	Forms                []statusForm `json:"forms"` // made of versions; part of used_bytes
 }
 
 func statusCmd(a *app) *cobra.Command {
@@ -76,7 +77,7 @@ func statusCmd(a *app) *cobra.Command {
 						st.Models, st.Versions, st.Segments, st.Leases, st.Clients, st.OpenPuts, st.AdoptedVersions,
 						guardsOf(st.Guards), st.OverheadBytes, st.ReservedBytes, st.OrphanedBytes, st.OwnMount,
 						st.DataDirectory, st.DataBytes, st.DataFreeBytes, st.DataReadOnly, st.ColdVersions, st.UnwrittenVersions,
-						limitsOf(st.Limits),
+						limitsOf(st.Limits), statusForms(st),
 					})
 				}
 				return a.printStatus(c.Socket(), st)
@@ -95,6 +96,7 @@ func (a *app) printStatus(socket string, st *zcstorev1.StatusReply) error {
 	g.row("lifetime", st.Durability)
 	g.row("pages", pageWords(st.Guards, st.UsedBytes))
 	g.row("memory", fmt.Sprintf("%s used, %s free of %s", units.Bytes(st.UsedBytes), units.Bytes(st.FreeBytes), units.Bytes(st.CapacityBytes)))
+	formRows(g, st)
 	if st.HeldAfterDeleteBytes > 0 {
 		g.row("", fmt.Sprintf("%s more of removed versions, held by workers: %s ps", units.Bytes(st.HeldAfterDeleteBytes), a.zcctl()))
 	}
