@@ -205,9 +205,11 @@ type Ragged struct {
 
 // Attention says how queries meet keys.
 type Attention struct {
-	Heads int     // heads lie side by side in the columns
-	Scale float32 // of the scores; 0 is 1/sqrt(head size)
-	Seqs  Ragged  // a token sees the tokens of its own sequence that the mask does not hide
+	Heads   int     // heads lie side by side in the columns
+	KVHeads int     // of keys and values: head i uses number i/(Heads/KVHeads); 0 is Heads
+	Scale   float32 // of the scores; 0 is 1/sqrt(head size)
+	Seqs    Ragged  // a token sees the tokens of its own sequence that the mask does not hide
+	Causal  bool    // and of those not the ones behind it
 }
 
 // Lookup is one table of a Gather.

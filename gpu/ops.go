@@ -292,9 +292,9 @@ func (s *Stream) ragged(op string, r Ragged, x Matrix) bool {
 	return s.vector(op, "offsets", r.Offsets, r.Seqs+1) && (r.Mask == Matrix{} || s.vector(op, "mask", r.Mask, r.Tokens))
 }
 
-// Attention writes softmax(scale q k^T) v for each head and sequence: q, k, v, dst [tokens, heads*size]. A query whose
-// keys are all hidden gets zeros. dst shares no memory with the others. The scores of a whole sequence are not kept.
-// Source: arXiv 1706.03762.
+// Attention writes softmax(scale q k^T) v for each head and sequence: q, dst [tokens, heads*size], k, v [tokens,
+// kvheads*size]. A query whose keys are all hidden gets zeros. dst shares no memory with the others. The scores of a whole
+// sequence are not kept. Source: arXiv 1706.03762; grouped heads arXiv 2305.13245.
 func (s *Stream) Attention(dst, q, k, v Matrix, a Attention) {
 	const op = "attention"
 	if !s.float(op, "q", q) {
@@ -304,10 +304,18 @@ func (s *Stream) Attention(dst, q, k, v Matrix, a Attention) {
 		s.refuse(op, ErrShape, fmt.Sprintf("%d columns are not divided among %d heads", q.Cols, a.Heads), q.operand("q"))
 		return
 	}
+	if a.KVHeads == 0 {
+		a.KVHeads = a.Heads
+	}
+	if a.KVHeads < 0 || a.Heads%a.KVHeads != 0 {
+		s.refuse(op, ErrShape, fmt.Sprintf("%d heads are not divided among %d of keys and values", a.Heads, a.KVHeads), q.operand("q"), k.operand("k"))
+		return
+	}
 	if a.Scale == 0 {
 		a.Scale = float32(1 / math.Sqrt(float64(q.Cols/a.Heads)))
 	}
-	if s.shaped(op, "k", k, q, q.Rows, q.Cols) && s.shaped(op, "v", v, q, q.Rows, q.Cols) && s.shaped(op, "dst", dst, q, q.Rows, q.Cols) &&
+	cols := q.Cols / a.Heads * a.KVHeads
+	if s.shaped(op, "k", k, q, q.Rows, cols) && s.shaped(op, "v", v, q, q.Rows, cols) && s.shaped(op, "dst", dst, q, q.Rows, q.Cols) &&
 		s.apart(op, dst, q, false) && s.apart(op, dst, k, false) && s.apart(op, dst, v, false) && s.ragged(op, a.Seqs, q) {
 		s.q.Attention(dst, q, k, v, a)
 	}

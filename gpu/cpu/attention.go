@@ -29,8 +29,13 @@ func (q *queue) attentionGo(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 	}
 	size := qm.Cols / a.Heads
 	work := 2 * a.Seqs.Tokens * a.Seqs.MaxLen * qm.Cols
+	block := queryBlock
+	if a.Causal {
+		block = 1 // each query has keys of its own
+	}
 	q.parallel(a.Heads*a.Seqs.Seqs, work, each(func(t int, s *scratch) {
 		seq, head := t/a.Heads, t%a.Heads
+		shared := head / (a.Heads / a.KVHeads) // keys and values
 		from, to := int(offsets[seq]), int(offsets[seq+1])
 		n := to - from
 		if n == 0 || size == 0 {
@@ -40,7 +45,7 @@ func (q *queue) attentionGo(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 
 		s.pack = grow(s.pack, size*n)
 		for j := range n {
-			v := vs[(from+j)*vm.Stride+head*size:][:size]
+			v := vs[(from+j)*vm.Stride+shared*size:][:size]
 			for d := range size {
 				if seen(j) {
 					s.pack[d*n+j] = v[d]
@@ -49,15 +54,18 @@ func (q *queue) attentionGo(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 				}
 			}
 		}
-		s.sums = grow(s.sums, queryBlock*(n+size))
-		scores, out := s.sums[:queryBlock*n], s.sums[queryBlock*n:]
-		for i := 0; i < n; i += queryBlock {
-			m := min(queryBlock, n-i)
-			product(scores, n, qs[(from+i)*qm.Stride+head*size:], m, qm.Stride, ks[from*km.Stride+head*size:], n, km.Stride, size)
-			for r := range m {
-				weigh(scores[r*n:(r+1)*n], a.Scale, mask, from)
+		s.sums = grow(s.sums, block*(n+size))
+		scores, out := s.sums[:block*n], s.sums[block*n:]
+		for i := 0; i < n; i += block {
+			m, keys := min(block, n-i), n
+			if a.Causal {
+				keys = i + 1
 			}
-			product(out, size, scores, m, n, s.pack, size, n, n)
+			product(scores, n, qs[(from+i)*qm.Stride+head*size:], m, qm.Stride, ks[from*km.Stride+shared*size:], keys, km.Stride, size)
+			for r := range m {
+				weigh(scores[r*n:][:keys], a.Scale, mask, from)
+			}
+			product(out, size, scores, m, n, s.pack, size, n, keys)
 			for r := range m {
 				copy(ds[(from+i+r)*dst.Stride+head*size:][:size], out[r*size:(r+1)*size])
 			}

@@ -1,6 +1,10 @@
 package cpu
 
-import "github.com/zcstore/zcstore/gpu"
+import (
+	"slices"
+
+	"github.com/zcstore/zcstore/gpu"
+)
 
 // attentionTask is Attention on kernels. A piece is one head of one sequence. Its keys become panels; then come queries, as
 // many as a tile has rows: their scores with all keys, exp of them in place, and the product with the values, which lie as
@@ -25,14 +29,16 @@ func (q *queue) attentionTiles(k *kernels, dst, qm, km, vm gpu.Matrix, a gpu.Att
 }
 
 func (t *attentionTask) do(piece int, s *scratch) {
-	seq, at := piece/t.a.Heads, piece%t.a.Heads*t.size
+	seq, nth := piece/t.a.Heads, piece%t.a.Heads
 	from, to := int(t.offsets[seq]), int(t.offsets[seq+1])
 	n := to - from
 	if n == 0 || t.size == 0 {
 		return
 	}
-	h := head{k: t.k, s: s, size: t.size, scale: t.a.Scale,
+	at := nth * t.size
+	h := head{k: t.k, s: s, size: t.size, scale: t.a.Scale, causal: t.a.Causal,
 		dst: t.dst.Slice(from, n).Columns(at, t.size), q: t.q.Slice(from, n).Columns(at, t.size)}
+	at = nth / (t.a.Heads / t.a.KVHeads) * t.size
 	keys, values := t.kk.Slice(from, n).Columns(at, t.size), t.vv.Slice(from, n).Columns(at, t.size)
 	if t.mask != nil {
 		h.gather(keys, values, t.mask[from:to])
@@ -56,6 +62,20 @@ type head struct {
 	packed []float32 // their panels
 	v      []float32 // their values, ldv apart, with whole panels of columns
 	ldv    int
+
+	causal bool
+	seen   []int // of a mask: how many keys are seen up to each token
+}
+
+// upTo is how many keys a query sees.
+func (h *head) upTo(query int) int {
+	switch {
+	case !h.causal:
+		return h.n
+	case h.seen != nil:
+		return h.seen[query]
+	}
+	return query + 1
 }
 
 // gather copies the keys and values that are seen, and makes of them what keys and values do.
@@ -64,6 +84,8 @@ func (h *head) gather(keys, values gpu.Matrix, mask []int32) {
 	wide := roundUp(h.size, lanes)
 	h.s.seenK = grow(h.s.seenK, len(mask)*h.size)
 	h.s.seenV = grow(h.s.seenV, len(mask)*wide)
+	h.s.seen = slices.Grow(h.s.seen[:0], len(mask))[:len(mask)]
+	h.seen = h.s.seen
 	n := &h.n
 	for j, see := range mask {
 		if see != 0 {
@@ -71,6 +93,7 @@ func (h *head) gather(keys, values gpu.Matrix, mask []int32) {
 			copy(h.s.seenV[*n*wide:][:h.size], vs[j*values.Stride:])
 			*n++
 		}
+		h.seen[j] = *n
 	}
 	if *n > 0 {
 		h.keys(h.s.seenK, h.size)
@@ -88,12 +111,8 @@ func (h *head) keys(rows []float32, ld int) {
 	h.packed = h.s.pack
 }
 
-// values takes the values where they lie, or copies them when a panel would read past their columns.
+// values copies the values, so that they lie close together: where they are they share a few sets of the cache.
 func (h *head) values(rows []float32, ld int) {
-	h.v, h.ldv = rows, ld
-	if h.size%lanes == 0 {
-		return
-	}
 	h.ldv = roundUp(h.size, lanes)
 	h.s.seenV = grow(h.s.seenV, h.n*h.ldv)
 	h.v = h.s.seenV
@@ -103,37 +122,87 @@ func (h *head) values(rows []float32, ld int) {
 }
 
 func (h *head) run() {
-	qs, ds := floats(h.q), floats(h.dst)
 	if h.n == 0 {
 		for i := range h.dst.Rows {
-			clear(row(ds, h.dst, i))
+			clear(row(floats(h.dst), h.dst, i))
 		}
 		return
 	}
-	s, t, b := h.s, &h.s.tile, &h.s.block
 	ld := roundUp(h.n, lanes) + lanes // of the scores, no multiple of 4096 bytes for long
-	s.scores = grow(s.scores, h.k.maxRows*ld)
-	s.inv = grow(s.inv, h.k.maxRows)
-	h.k.down(h.q.Rows, 2*lanes, func(i, m int) {
-		*t = tile{a: &qs[i*h.q.Stride], lda: 4 * h.q.Stride, step: 4 * lanes, k: h.size, ldc: 4 * ld,
-			panel: 4 * lanes * roundUp(h.size, lanes)}
-		h.k.across(h.n, m, func(col, width, panels int) {
-			t.b = &h.packed[col*roundUp(h.size, lanes)]
-			t.c = &s.scores[col]
-			t.lanes = width - (panels-1)*lanes
-			h.k.gemm[m][panels](t)
-		})
-		*b = block{dst: &s.scores[0], src: &s.scores[0], lddst: 4 * ld, ldsrc: 4 * ld, rows: m, cols: h.n, inv: &s.inv[0], scale: h.scale}
-		h.k.expRows(b)
-		*t = tile{a: &s.scores[0], lda: 4 * ld, step: 4 * h.ldv, panel: 4 * lanes, k: h.n, ldc: 4 * h.dst.Stride}
-		h.k.across(h.size, m, func(col, width, panels int) {
-			t.b = &h.v[col]
-			t.c = &ds[i*h.dst.Stride+col]
-			t.lanes = width - (panels-1)*lanes
-			h.k.gemm[m][panels](t)
-		})
-		*b = block{dst: &ds[i*h.dst.Stride], src: &ds[i*h.dst.Stride], lddst: 4 * h.dst.Stride, ldsrc: 4 * h.dst.Stride,
-			rows: m, cols: h.size, inv: &s.inv[0]}
-		h.k.scaleRows(b)
+	h.s.scores = grow(h.s.scores, h.k.maxRows*ld)
+	h.s.inv = grow(h.s.inv, h.k.maxRows)
+	if h.causal && !h.finite() {
+		for i := range h.q.Rows {
+			h.block(i, 1, ld)
+		}
+		return
+	}
+	h.k.down(h.q.Rows, 2*lanes, func(i, m int) { h.block(i, m, ld) })
+}
+
+// finite reports whether all values are. Queries of a block meet the keys that only the last of them sees with weight 0, which
+// is nothing but for NaN and infinities.
+func (h *head) finite() bool {
+	h.s.zeros = grow(h.s.zeros, h.n)
+	clear(h.s.zeros)
+	t := &h.s.tile
+	sums := h.s.scores[:h.ldv] // zero times each value, added up
+	*t = tile{a: &h.s.zeros[0], step: 4 * h.ldv, panel: 4 * lanes, k: h.n}
+	h.k.across(h.size, 1, func(col, width, panels int) {
+		t.b, t.c, t.lanes = &h.v[col], &sums[col], width-(panels-1)*lanes
+		h.k.gemm[1][panels](t)
 	})
+	for _, x := range sums[:h.size] {
+		if x != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// block is m queries from the i-th on, with all keys that they see. ld is the length of a row of scores.
+func (h *head) block(i, m, ld int) {
+	s, t, b := h.s, &h.s.tile, &h.s.block
+	qs, ds := floats(h.q), floats(h.dst)
+	n := h.upTo(i + m - 1)
+	depth := roundUp(h.size, lanes)
+	*t = tile{a: &qs[i*h.q.Stride], lda: 4 * h.q.Stride, step: 4 * lanes, k: h.size, ldc: 4 * ld, panel: 4 * lanes * depth}
+	h.k.across(n, m, func(col, width, panels int) {
+		t.b = &h.packed[col*depth]
+		t.c = &s.scores[col]
+		t.lanes = width - (panels-1)*lanes
+		h.k.gemm[m][panels](t)
+	})
+	h.weigh(i, m, n, ld)
+	*t = tile{a: &s.scores[0], lda: 4 * ld, step: 4 * h.ldv, panel: 4 * lanes, k: n, ldc: 4 * h.dst.Stride}
+	h.k.across(h.size, m, func(col, width, panels int) {
+		t.b = &h.v[col]
+		t.c = &ds[i*h.dst.Stride+col]
+		t.lanes = width - (panels-1)*lanes
+		h.k.gemm[m][panels](t)
+	})
+	*b = block{dst: &ds[i*h.dst.Stride], src: &ds[i*h.dst.Stride], lddst: 4 * h.dst.Stride, ldsrc: 4 * h.dst.Stride,
+		rows: m, cols: h.size, inv: &s.inv[0]}
+	h.k.scaleRows(b)
+}
+
+// weigh makes weights of the scores of a block, and of what they add up to its inverse: in each row for the keys that the query
+// sees, and 0 up to n.
+func (h *head) weigh(i, m, n, ld int) {
+	s, b := h.s, &h.s.block
+	*b = block{lddst: 4 * ld, ldsrc: 4 * ld, rows: m, cols: n, dst: &s.scores[0], src: &s.scores[0], inv: &s.inv[0], scale: h.scale}
+	if !h.causal {
+		h.k.expRows(b)
+		return
+	}
+	b.rows = 1
+	for r := range m {
+		row, seen := s.scores[r*ld:][:n], h.upTo(i+r)
+		s.inv[r] = 0
+		if seen > 0 {
+			b.dst, b.src, b.inv, b.cols = &row[0], &row[0], &s.inv[r], seen
+			h.k.expRows(b)
+		}
+		clear(row[seen:])
+	}
 }

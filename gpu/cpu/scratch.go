@@ -12,7 +12,9 @@ type scratch struct {
 	stage, whole     []float32 // rows that become panels: widened, completed
 	rows             []float32 // rows of x, moved apart
 	seenK, seenV     []float32 // keys and values that are not hidden
+	seen             []int     // how many of them up to each token
 	scores, inv      []float32
+	zeros            []float32
 	mean             []float64
 
 	// The arguments of kernels, here because what is called through a table would put them on the heap each time.

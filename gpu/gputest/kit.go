@@ -421,25 +421,35 @@ func testRows(t *testing.T, dev gpu.Device) {
 }
 
 func testAttention(t *testing.T, dev gpu.Device) {
-	for _, c := range []struct {
-		heads, size int
-		starts      []int
-		mask        string
-		scale       float32
-	}{
-		{1, 1, []int{0, 1}, "", 0},
-		{3, 12, []int{0, 5, 6, 6, 30}, "", 0},
-		{2, 8, []int{0, 7, 24}, "holes", 0.5},
-		{12, 32, []int{0, 31, 33, 70}, "", 0},
-		{1, 64, []int{0, 203}, "holes", 0},
-		{2, 128, []int{0, 17, 50}, "", 0},
-		{2, 5, []int{0, 9, 20}, "one hidden", 0},
-		{4, 4, []int{0}, "", 0},
-	} {
-		t.Run(fmt.Sprintf("%d heads of %d, %v %s", c.heads, c.size, c.starts, c.mask), func(t *testing.T) {
+	type attention struct {
+		heads, kv, size int
+		starts          []int
+		mask            string
+		scale           float32
+		causal          bool
+	}
+	cases := []attention{
+		{1, 1, 1, []int{0, 1}, "", 0, false},
+		{3, 3, 12, []int{0, 5, 6, 6, 30}, "", 0, false},
+		{2, 2, 8, []int{0, 7, 24}, "holes", 0.5, false},
+		{12, 12, 32, []int{0, 31, 33, 70}, "", 0, false},
+		{1, 1, 64, []int{0, 203}, "holes", 0, false},
+		{2, 2, 128, []int{0, 17, 50}, "", 0, false},
+		{2, 2, 5, []int{0, 9, 20}, "one hidden", 0, false},
+		{4, 4, 4, []int{0}, "", 0, false},
+		{3, 3, 12, []int{0, 5, 6, 6, 30}, "", 0, true},
+		{2, 2, 5, []int{0, 9, 20}, "one hidden", 0, true},
+		{6, 2, 32, []int{0, 31, 33, 70}, "", 0, false},
+	}
+	for _, size := range []int{8, 24, 32, 64, 80, 128} { // of real models, and longer than any block
+		cases = append(cases, attention{4, 2, size, []int{0, 7, 211}, "", 0, true}, attention{2, 1, size, []int{0, 205, 230}, "holes", 0, true},
+			attention{2, 2, size, []int{0, 216}, "", 0, false})
+	}
+	for _, c := range cases {
+		t.Run(fmt.Sprintf("%d heads of %d on %d, %v %s causal=%v", c.heads, c.size, c.kv, c.starts, c.mask, c.causal), func(t *testing.T) {
 			b := newBench(t, dev)
-			n, h := c.starts[len(c.starts)-1], c.heads*c.size
-			all := b.random(n, 3*h, 1.5)
+			n, h, kv := c.starts[len(c.starts)-1], c.heads*c.size, c.kv*c.size
+			all := b.random(n, h+2*kv, 1.5)
 			var mask []int32
 			if c.mask != "" {
 				mask = make([]int32, n)
@@ -449,25 +459,28 @@ func testAttention(t *testing.T, dev gpu.Device) {
 						mask[i] = 0
 					}
 					if mask[i] == 0 {
-						all.set(i, 2*h, math.NaN()) // what is hidden does not count, whatever it is
-						for j := h; j < 2*h; j++ {
+						all.set(i, h+kv, math.NaN()) // what is hidden does not count, whatever it is
+						for j := h; j < h+kv; j++ {
 							all.set(i, j, 1e4)
 						}
 					}
 				}
+			} else if c.causal && n > 0 { // nor does what comes later
+				all.set(n-1, h+kv, math.NaN())
+				all.set(n-1, h+2*kv-1, math.Inf(1))
 			}
-			part := func(from int) grid {
-				g := newGrid(n, h)
+			part := func(from, cols int) grid {
+				g := newGrid(n, cols)
 				for i := range n {
-					copy(g.v[i*h:(i+1)*h], all.v[i*3*h+from:])
+					copy(g.v[i*cols:(i+1)*cols], all.v[i*all.cols+from:])
 				}
 				return g
 			}
 			m := b.put(all, 1) // Q, K and V side by side
 			dst := b.room(n, h, 2)
-			b.s.Attention(dst, m.Columns(0, h), m.Columns(h, h), m.Columns(2*h, h),
-				gpu.Attention{Heads: c.heads, Scale: c.scale, Seqs: b.s.Ragged(c.starts, mask)})
-			b.check(dst, attentionRef(part(0), part(h), part(2*h), c.heads, float64(c.scale), c.starts, mask))
+			b.s.Attention(dst, m.Columns(0, h), m.Columns(h, kv), m.Columns(h+kv, kv),
+				gpu.Attention{Heads: c.heads, KVHeads: c.kv, Scale: c.scale, Seqs: b.s.Ragged(c.starts, mask), Causal: c.causal})
+			b.check(dst, attentionRef(part(0, h), part(h, kv), part(h+kv, kv), c.heads, float64(c.scale), c.starts, mask, c.causal))
 		})
 	}
 }

@@ -226,24 +226,26 @@ func softmaxRef(x grid) answer {
 
 // attentionRef: a score of d products is off by d+2 roundings of its magnitudes, which exp makes relative; then the
 // bounds of softmax and of a sum over the keys.
-func attentionRef(q, k, v grid, heads int, scale float64, starts []int, mask []int32) answer {
+func attentionRef(q, k, v grid, heads int, scale float64, starts []int, mask []int32, causal bool) answer {
 	out := newAnswer(q.rows, q.cols)
 	d := q.cols / heads
+	group := q.cols / k.cols // heads that share keys and values
 	if scale == 0 {
 		scale = 1 / math.Sqrt(float64(d))
 	}
 	for s := range len(starts) - 1 {
 		from, to := starts[s], starts[s+1]
 		n := to - from
-		hidden := func(j int) bool { return mask != nil && mask[from+j] == 0 }
 		for h := range heads {
+			shared := h/group*d - h*d // from a column of q to that of k and v
 			for i := from; i < to; i++ {
+				hidden := func(j int) bool { return mask != nil && mask[from+j] == 0 || causal && from+j > i }
 				scores := make([]float64, n)
 				var off float64
 				for j := range n {
 					var size float64
 					for c := h * d; c < (h+1)*d; c++ {
-						p := q.at(i, c) * k.at(from+j, c) * scale
+						p := q.at(i, c) * k.at(from+j, c+shared) * scale
 						scores[j] += p
 						size += math.Abs(p)
 					}
@@ -258,7 +260,7 @@ func attentionRef(q, k, v grid, heads int, scale float64, starts []int, mask []i
 						if hidden(j) {
 							continue
 						}
-						x := v.at(from+j, c)
+						x := v.at(from+j, c+shared)
 						y += p[j] * x
 						bound += math.Abs(x) * (pb[j] + p[j]*(2*off+float64(n+2)*u))
 					}
