@@ -111,8 +111,14 @@ func (h *head) keys(rows []float32, ld int) {
 	h.packed = h.s.pack
 }
 
-// values copies the values, so that they lie close together: where they are they share a few sets of the cache.
+// values takes a few values where they lie, and copies more of them close together: rows of the model's length share a few sets
+// of the cache. It also copies when a panel would read past their columns.
 func (h *head) values(rows []float32, ld int) {
+	const few = 64
+	h.v, h.ldv = rows, ld
+	if h.size%lanes == 0 && h.n <= few {
+		return
+	}
 	h.ldv = roundUp(h.size, lanes)
 	h.s.seenV = grow(h.s.seenV, h.n*h.ldv)
 	h.v = h.s.seenV
