@@ -27,6 +27,7 @@ type kernels struct {
 	widenBF16, widenF16 func(*widen)
 	expRows, scaleRows  func(*block)
 	normRow, addRow     func(*norm)
+	read                func(*reading)
 }
 
 // tileSet is tiles of a product, of one form of the weights.
@@ -126,6 +127,13 @@ type norm struct {
 	n                          int
 	center                     int     // 1: subtract the mean
 	part, eps                  float32 // 1/n
+}
+
+// reading is four places in memory to be read, n lines of 64 bytes each.
+type reading struct {
+	src   *float32
+	apart int // bytes from place to place
+	n     int
 }
 
 // peak is rounds of the probe, each of 48 instructions that multiply and add whole registers.

@@ -110,6 +110,9 @@ func normRowAVX2(t *norm)
 //go:noescape
 func addRowAVX2(t *norm)
 
+//go:noescape
+func readAVX2(t *reading)
+
 var tilesF32AVX2 = tileSet{
 	maxRows: 6, maxPanels: 1, lineBytes: 4, terms: 1,
 	peak: peakF32AVX2,
@@ -169,4 +172,5 @@ var kernelsAVX2 = kernels{
 	scaleRows: scaleRowsAVX2,
 	normRow:   normRowAVX2,
 	addRow:    addRowAVX2,
+	read:      readAVX2,
 }

@@ -482,6 +482,9 @@ func normRowAVX512(t *norm)
 //go:noescape
 func addRowAVX512(t *norm)
 
+//go:noescape
+func readAVX512(t *reading)
+
 var tilesF32AVX512 = tileSet{
 	maxRows: 12, maxPanels: 4, lineBytes: 4, terms: 1,
 	peak: peakF32AVX512,
@@ -677,4 +680,5 @@ var kernelsAVX512 = kernels{
 	scaleRows: scaleRowsAVX512,
 	normRow:   normRowAVX512,
 	addRow:    addRowAVX512,
+	read:      readAVX512,
 }

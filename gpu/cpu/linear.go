@@ -35,12 +35,14 @@ func (q *queue) linearGo(dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 		rs = floats(e.Residual)
 	}
 	tiles := 0
-	var forms [pack.Int8 + 1]operands
+	forms := &q.rounded.forms
+	var made [pack.Int8 + 1]bool
 	for i := range g.Len() {
 		w, _ := g.At(i)
 		tiles += tilesOf(w, x.Rows)
-		if f := w.Data().(*weight).form; f > pack.F32 && forms[f].f == nil {
-			forms[f] = q.operands(&tileSet{lineBytes: 4 * f.Inputs()}, f, x) // 4 bytes for each value
+		if f := w.Data().(*weight).form; f > pack.F32 && !made[f] {
+			q.operands(&tileSet{lineBytes: 4 * f.Inputs()}, f, x) // 4 bytes for each value
+			made[f] = true
 		}
 	}
 	q.parallel(tiles, x.Rows*g.N()*max(g.K(), 1), each(func(t int, s *scratch) {

@@ -38,7 +38,7 @@ func (d *Device) divide(w *gpu.Weight, n, rows int) chunks {
 	bytes := 4 * w.K // of a row
 	if p.form != 0 {
 		bytes = d.k.of(p.form).lineBytes * p.size.Lines()
-		c.rows = min(rows, max(rowBytes/bytes/12, 2)*12)
+		c.rows = min(rows, cached(bytes))
 	}
 	for c.cols > lanes && c.cols*bytes > chunkBytes || c.cols > 2*lanes && n < 2*c.cols*d.threads {
 		c.cols /= 2
@@ -47,6 +47,32 @@ func (d *Device) divide(w *gpu.Weight, n, rows int) chunks {
 		c.rows = (c.rows + 1) / 2
 	}
 	return c
+}
+
+// cached is how many rows of so many bytes make up rowBytes, in whole tiles.
+func cached(bytes int) int { return max(rowBytes/bytes/12, 2) * 12 }
+
+// byRows is how many rows a piece has when it has all columns, or 0 where pieces are better made of columns. All columns
+// mean that rows of x are fetched, rounded and quantised once, by who uses them. That takes panels that are stored, and
+// enough rows for all threads.
+func (d *Device) byRows(g *gpu.Group, rows int) int {
+	bytes := 1
+	for i := range g.Len() {
+		w, _ := g.At(i)
+		p := w.Data().(*weight)
+		if p.form == 0 {
+			return 0
+		}
+		bytes = max(bytes, d.k.of(p.form).lineBytes*p.size.Lines())
+	}
+	most := cached(bytes)
+	if d.threads == 1 {
+		return most
+	}
+	if n := roundUp((rows+4*d.threads-1)/(4*d.threads), 12); n >= min(most, 48) {
+		return min(n, most)
+	}
+	return 0
 }
 
 // pieces of a weight are numbered so that those that follow each other share their rows, or where panels are made, their
@@ -67,25 +93,32 @@ func (c chunks) at(piece int, w *gpu.Weight, rows int) (n0, i0 int) {
 	return piece / down * c.cols, piece % down * c.rows
 }
 
-// linearTask is a Linear on kernels, a piece being a chunk.
+// linearTask is a Linear on kernels. A piece is some rows, or some rows and columns.
 type linearTask struct {
 	d      *Device
 	k      *kernels
 	dst, x gpu.Matrix
-	forms  [pack.Int8 + 1]operands // of x, for the forms that there are in the group
+	forms  *[pack.Int8 + 1]operands // of x, for the forms that there are in the group
 	g      *gpu.Group
 	e      gpu.Epilogue
+	rows   int // of a piece of all columns, or 0
 }
 
 func (q *queue) linearTiles(k *kernels, dst, x gpu.Matrix, g *gpu.Group, e gpu.Epilogue) {
 	l := &q.linear
-	*l = linearTask{d: q.d, k: k, dst: dst, x: x, g: g, e: e}
+	*l = linearTask{d: q.d, k: k, dst: dst, x: x, g: g, e: e, forms: &q.rounded.forms, rows: q.d.byRows(g, x.Rows)}
 	pieces := 0
-	for i := range g.Len() {
-		w, _ := g.At(i)
-		pieces += q.d.divide(w, g.N(), x.Rows).pieces(w, x.Rows)
-		if f := w.Data().(*weight).form; l.forms[f].f == nil && k.of(f).row != nil {
-			l.forms[f] = q.operands(k.of(f), f, x)
+	if l.rows > 0 {
+		pieces = (x.Rows + l.rows - 1) / l.rows
+	} else {
+		var made [pack.Int8 + 1]bool
+		for i := range g.Len() {
+			w, _ := g.At(i)
+			pieces += q.d.divide(w, g.N(), x.Rows).pieces(w, x.Rows)
+			if f := w.Data().(*weight).form; !made[f] && k.of(f).row != nil {
+				q.operands(k.of(f), f, x)
+				made[f] = true
+			}
 		}
 	}
 	q.parallel(pieces, x.Rows*g.N()*g.K()/16, l)
@@ -93,6 +126,11 @@ func (q *queue) linearTiles(k *kernels, dst, x gpu.Matrix, g *gpu.Group, e gpu.E
 }
 
 func (l *linearTask) do(piece int, s *scratch) {
+	if l.rows > 0 {
+		i0 := piece * l.rows
+		l.block(i0, min(i0+l.rows, l.x.Rows), s)
+		return
+	}
 	col := 0 // of dst, where the weight begins
 	for i := range l.g.Len() {
 		w, bias := l.g.At(i)
@@ -105,32 +143,61 @@ func (l *linearTask) do(piece int, s *scratch) {
 		}
 		n0, i0 := parts.at(piece, w, l.x.Rows)
 		n1, i1 := min(n0+parts.cols, w.N), min(i0+parts.rows, l.x.Rows)
-		p := w.Data().(*weight)
-		c := chunk{k: l.k, p: l.k.of(p.form), s: s, e: l.e, n: n1 - n0, lines: w.K, step: 4 * lanes,
-			dst: l.dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0)}
-		if o := &l.forms[p.form]; o.f != nil {
-			c.x = operands{f: o.f[i0*o.ld:], ld: o.ld, rows: i1 - i0}
-			if o.scales != nil {
-				c.x.scales = o.scales[i0:i1]
-			}
-		} else {
-			c.x = operands{f: floats(l.x)[i0*l.x.Stride:], ld: l.x.Stride, rows: i1 - i0}
+		form := w.Data().(*weight).form
+		x := operands{f: floats(l.x)[i0*l.x.Stride:], ld: l.x.Stride}
+		if l.k.of(form).row != nil {
+			x = l.forms[form].from(i0)
 		}
-		if l.e.Residual.Buf != nil {
-			c.e.Residual = l.e.Residual.Slice(i0, i1-i0).Columns(col+n0, n1-n0)
-		}
-		if b := vector(bias, &s.bias); b != nil {
-			c.bias = b[n0:n1]
-		}
-		if p.form != 0 { // n0 is the first column of a panel
-			c.lines, c.panel = p.size.Lines(), p.size.PanelBytes()
-			c.panels = p.f32[n0/lanes*c.panel/4:]
-		} else {
-			c.panels, c.panel = l.k.panels(w, n0, n1, s), 4*lanes*roundUp(w.K, lanes)
-		}
-		c.run()
+		l.chunk(w, bias, x, col, n0, n1, i0, i1, s)
 		return
 	}
+}
+
+// block does all columns of some rows.
+func (l *linearTask) block(i0, i1 int, s *scratch) {
+	col := 0
+	var made [pack.Int8 + 1]bool
+	for i := range l.g.Len() {
+		w, bias := l.g.At(i)
+		form := w.Data().(*weight).form
+		x := operands{f: floats(l.x)[i0*l.x.Stride:], ld: l.x.Stride}
+		if p := l.k.of(form); p.row != nil {
+			o := &s.forms[form]
+			if !made[form] {
+				o.room(p, form, i1-i0, l.x.Cols)
+				for r := range i1 - i0 {
+					o.set(p, r, l.x, i0+r, s)
+				}
+				made[form] = true
+			}
+			x = *o
+		}
+		cols := l.d.divide(w, l.g.N(), i1-i0).cols
+		for n0 := 0; n0 < w.N; n0 += cols {
+			l.chunk(w, bias, x, col, n0, min(n0+cols, w.N), i0, i1, s)
+		}
+		col += w.N
+	}
+}
+
+// chunk does the columns n0 to n1 of a weight, whose first is column col of the result, and the rows i0 to i1, which x has.
+func (l *linearTask) chunk(w, bias *gpu.Weight, x operands, col, n0, n1, i0, i1 int, s *scratch) {
+	p := w.Data().(*weight)
+	c := chunk{k: l.k, p: l.k.of(p.form), s: s, x: x, rows: i1 - i0, e: l.e, n: n1 - n0, lines: w.K, step: 4 * lanes,
+		dst: l.dst.Slice(i0, i1-i0).Columns(col+n0, n1-n0)}
+	if l.e.Residual.Buf != nil {
+		c.e.Residual = l.e.Residual.Slice(i0, i1-i0).Columns(col+n0, n1-n0)
+	}
+	if b := vector(bias, &s.bias); b != nil {
+		c.bias = b[n0:n1]
+	}
+	if p.form != 0 { // n0 is the first column of a panel
+		c.lines, c.panel = p.size.Lines(), p.size.PanelBytes()
+		c.panels = p.f32[n0/lanes*c.panel/4:]
+	} else {
+		c.panels, c.panel = l.k.panels(w, n0, n1, s), 4*lanes*roundUp(w.K, lanes)
+	}
+	c.run()
 }
 
 // chunk is some columns of a product, for all its rows.
@@ -140,6 +207,7 @@ type chunk struct {
 	s      *scratch
 	dst    gpu.Matrix
 	x      operands
+	rows   int
 	e      gpu.Epilogue
 	bias   []float32 // of the columns, or nil
 	n      int       // columns
@@ -161,7 +229,7 @@ func (c *chunk) run() {
 	if apart {
 		c.s.sums = grow(c.s.sums, c.p.maxRows*c.n)
 	}
-	c.p.down(c.x.rows, c.n, func(i, m int) {
+	c.p.down(c.rows, c.n, func(i, m int) {
 		a, lda := c.x.f[i*c.x.ld:], c.x.ld
 		if m > 4 && 4*lda%4096 == 0 {
 			a, lda = c.padded(a, m)

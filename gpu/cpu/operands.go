@@ -8,59 +8,72 @@ import (
 )
 
 // operands is rows of x as tiles of a product take them: F32 where the model put them, or rounded to BF16 or quantised
-// to 8 bits in memory of the queue.
+// to 8 bits in memory that is used again from op to op.
 type operands struct {
 	f      []float32 // bytes of any kind
 	ld     int       // elements of f from row to row
-	rows   int
-	scales []rowScale // of each row, in 8 bits
+	scales []rowScale
 }
 
-// operands makes them of x. It is done once for an op: each row takes part in every chunk of columns.
-func (q *queue) operands(p *tileSet, f pack.Form, x gpu.Matrix) operands {
+// room makes room for rows.
+func (o *operands) room(p *tileSet, f pack.Form, rows, cols int) {
 	// An odd number of lines of the cache from row to row, so that they do not share a few sets.
-	ld := roundUp(roundUp(x.Cols, lanes)*p.lineBytes/f.Inputs()/4, lanes) | lanes
-	t := &q.rounded
-	t.p, t.x = p, x
-	t.o = operands{f: grow(t.own[f], x.Rows*ld), ld: ld, rows: x.Rows}
-	t.own[f] = t.o.f
-	if f == pack.Int8 {
-		if cap(t.scales) < x.Rows {
-			t.scales = make([]rowScale, x.Rows)
-		}
-		t.scales = t.scales[:x.Rows]
-		t.o.scales = t.scales
+	o.ld = roundUp(roundUp(cols, lanes)*p.lineBytes/f.Inputs()/4, lanes) | lanes
+	o.f = grow(o.f, rows*o.ld)
+	if f != pack.Int8 {
+		return
 	}
+	if cap(o.scales) < rows {
+		o.scales = make([]rowScale, rows)
+	}
+	o.scales = o.scales[:rows]
+}
+
+// set makes a row of them from a row of x.
+func (o *operands) set(p *tileSet, to int, x gpu.Matrix, from int, s *scratch) {
+	src := row(floats(x), x, from)
+	s.row = operand{src: &src[0], dst: &o.f[to*o.ld], n: len(src)}
+	if o.scales != nil {
+		s.row.row = &o.scales[to]
+	}
+	switch {
+	case p.row != nil:
+		p.row(&s.row)
+	case o.scales != nil:
+		quantise(int32s(o.f[to*o.ld:]), src, s.row.row)
+	default:
+		roundPairs(o.f[to*o.ld:], src)
+	}
+	s.row = operand{}
+}
+
+// from is the rows from one on.
+func (o *operands) from(i int) operands {
+	p := operands{f: o.f[i*o.ld:], ld: o.ld}
+	if o.scales != nil {
+		p.scales = o.scales[i:]
+	}
+	return p
+}
+
+// operands makes them of all rows of x, for pieces that share them.
+func (q *queue) operands(p *tileSet, f pack.Form, x gpu.Matrix) {
+	t := &q.rounded
+	t.p, t.x, t.o = p, x, &t.forms[f]
+	t.o.room(p, f, x.Rows, x.Cols)
 	q.eachRow(x, 1, t)
-	o := t.o
-	t.p, t.x, t.o = nil, gpu.Matrix{}, operands{}
-	return o
+	t.p, t.x, t.o = nil, gpu.Matrix{}, nil
 }
 
 // operandsTask makes operands, row by row.
 type operandsTask struct {
-	p      *tileSet
-	x      gpu.Matrix
-	o      operands
-	own    [pack.Int8 + 1][]float32 // used again from op to op
-	scales []rowScale
+	p     *tileSet
+	x     gpu.Matrix
+	o     *operands
+	forms [pack.Int8 + 1]operands
 }
 
-func (t *operandsTask) row(i int, s *scratch) {
-	s.row = operand{src: &floats(t.x)[i*t.x.Stride], dst: &t.o.f[i*t.o.ld], n: t.x.Cols}
-	if t.o.scales != nil {
-		s.row.row = &t.o.scales[i]
-	}
-	switch {
-	case t.p.row != nil:
-		t.p.row(&s.row)
-	case t.o.scales != nil:
-		quantise(int32s(t.o.f[i*t.o.ld:]), row(floats(t.x), t.x, i), s.row.row)
-	default:
-		roundPairs(t.o.f[i*t.o.ld:], row(floats(t.x), t.x, i))
-	}
-	s.row = operand{}
-}
+func (t *operandsTask) row(i int, s *scratch) { t.o.set(t.p, i, t.x, i, s) }
 
 // roundPairs makes BF16 of a row and writes the second of each two before the first, the order in which they are added.
 func roundPairs(dst, x []float32) {
@@ -92,10 +105,10 @@ func quantise(dst []int32, x []float32, s *rowScale) {
 	default:
 		inv = 1 / s.scale
 	}
-	round := func(v float32) int32 { return int32(math.RoundToEven(float64(float32(v * inv)))) }
-	s.less = round(lo)
+	zero := float32(-math.RoundToEven(float64(float32(lo * inv))))
+	s.less = -int32(zero)
 	for i, v := range x {
-		dst[i] = min(max(round(v)-s.less, 0), 255)
+		dst[i] = min(int32(math.RoundToEven(float64(fma(v, inv, zero)))), 255)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/zcstore/zcstore/gpu"
+	"github.com/zcstore/zcstore/models/pack"
 )
 
 // scratch is what one goroutine of an op works in. It is reused from op to op.
@@ -16,6 +17,7 @@ type scratch struct {
 	scores, inv      []float32
 	zeros            []float32
 	mean             []float64
+	forms            [pack.Int8 + 1]operands // rows of x of a piece
 
 	// The arguments of kernels, here because what is called through a table would put them on the heap each time.
 	tile  tile

@@ -121,7 +121,7 @@ func formed(form pack.Form, x, w grid) (grid, grid) {
 		}
 		zero := -math.RoundToEven(float64(float32(lo * inv)))
 		for k, v := range x.row(i) {
-			q := min(max(math.RoundToEven(float64(float32(float32(v)*inv)))+zero, 0), 255)
+			q := min(math.RoundToEven(float64(float32(math.FMA(float64(float32(v)), float64(inv), zero)))), 255)
 			xf.set(i, k, float64(scale)*(q-zero))
 			if !finite {
 				xf.set(i, k, math.NaN())

@@ -58,6 +58,7 @@ func main() {
 	g.scaleRows()
 	g.normRow()
 	g.addRow()
+	g.read()
 	g.data()
 	decls, err := format.Source(g.declarations(*name, g.funcs[own:]))
 	if err != nil {

@@ -165,7 +165,8 @@ func (g *isa) rowBF16Wide(p *product) {
 }
 
 // rowInt8 makes unsigned bytes: x = scale (q - zero), the whole range of the row and 0 between 0 and 255. A row that has
-// a value that is not finite gets NaN as scale, and one whose scale would be subnormal the scale 0.
+// a value that is not finite gets NaN as scale, and one whose scale would be subnormal the scale 0. With x at least the lowest
+// of its row, scaled and moved by the zero point, nothing is rounded to less than 0.
 func (g *isa) rowInt8(p *product) {
 	const x, t, zero, lo, hi, bad, inv, z = 0, 1, 2, 5, 6, 7, 8, 9
 	v := g.v
@@ -173,12 +174,24 @@ func (g *isa) rowInt8(p *product) {
 		for _, r := range []int{zero, lo, hi, bad} {
 			g.zero(v(r))
 		}
+		if g.wide {
+			g.op("KXORW K3, K3, K3")
+		}
 		g.colLoop(func(tail bool) {
 			g.load("(R9)(BX*1)", v(x), tail)
 			g.op("VMINPS %s, %s, %s", v(x), v(lo), v(lo))
 			g.op("VMAXPS %s, %s, %s", v(x), v(hi), v(hi))
-			g.op("VFMADD231PS %s, %s, %s", v(x), v(zero), v(bad)) // 0, or NaN
+			if g.wide { // NaN is in neither for sure
+				g.op("VCMPPS $3, %s, %s, K2", v(x), v(x))
+				g.op("KORW K2, K3, K3")
+			} else {
+				g.op("VCMPPS $3, %s, %s, %s", v(x), v(x), v(t))
+				g.op("VORPS %s, %s, %s", v(t), v(bad), v(bad))
+			}
 		})
+		if g.wide {
+			g.op("VPMOVM2D K3, %s", v(bad))
+		}
 		for _, r := range []struct {
 			op string
 			r  int
@@ -191,6 +204,8 @@ func (g *isa) rowInt8(p *product) {
 		g.op("VMULSS X3, X%d, X0", hi)
 		g.op("VMULSS X3, X%d, X1", lo)
 		g.op("VSUBSS X1, X0, X0")
+		g.op("VMULSS X%d, X0, X1", zero) // NaN, when a value is infinite
+		g.op("VADDSS X1, X0, X0")
 		g.op("VADDSS X%d, X0, X0", bad)
 		g.op("VMOVSS %s, X1", g.bits(1<<23)) // the smallest normal F32
 		g.op("VCMPSS $5, X1, X0, X1")        // not less
@@ -198,21 +213,19 @@ func (g *isa) rowInt8(p *product) {
 		g.op("VMOVSS %s, X3", g.c(1))
 		g.op("VDIVSS X0, X3, X3")
 		g.op("VANDPS X1, X3, X3")
+		g.op("VBROADCASTSS X3, %s", v(inv))
 		g.op("VMULSS X3, X%d, X1", lo)
-		g.op("VCVTSS2SI X1, AX")
 		g.op("MOVQ operand_row(DI), CX")
 		g.op("VMOVSS X0, rowScale_scale(CX)")
-		g.op("MOVL AX, rowScale_less(CX)")
-		g.op("NEGL AX")
-		g.op("VMOVD AX, X1")
-		g.op("VPBROADCASTD X1, %s", v(z))
-		g.op("VBROADCASTSS X3, %s", v(inv))
+		g.op("VCVTPS2DQ X1, X1")
+		g.op("VMOVD X1, rowScale_less(CX)")
+		g.op("VPSUBD X1, X%d, X1", zero)
+		g.op("VCVTDQ2PS X1, X1")
+		g.op("VBROADCASTSS X1, %s", v(z))
 		g.colLoop(func(tail bool) {
 			g.load("(R9)(BX*1)", v(x), tail)
-			g.op("VMULPS %s, %s, %s", v(inv), v(x), v(x))
+			g.op("VFMADD213PS %s, %s, %s", v(z), v(inv), v(x))
 			g.op("VCVTPS2DQ %s, %s", v(x), v(x))
-			g.op("VPADDD %s, %s, %s", v(z), v(x), v(x))
-			g.op("VPMAXSD %s, %s, %s", v(zero), v(x), v(x))
 			if p.bytes == 4 {
 				g.op("VPMOVUSDB %s, (R8)", v(x))
 				g.op("ADDQ $%d, R8", g.lanes)
@@ -263,4 +276,26 @@ func (g *isa) table(p *product) string {
 	}
 	b.WriteString("},\n}")
 	return b.String()
+}
+
+// read is the probe of memory: it loads what there is and does nothing with it. Four places are read at a time, as tiles of four
+// panels do.
+func (g *isa) read() {
+	g.text("read", "reading", "Loads t.n lines of 64 bytes from each of four places.")
+	g.op("MOVQ reading_src(DI), R8")
+	g.op("MOVQ reading_apart(DI), R9")
+	g.op("LEAQ (R9)(R9*2), R10")
+	g.op("MOVQ reading_n(DI), CX")
+	l := g.newLabels("line")[0]
+	g.label(l)
+	for i, mem := range []string{"(R8)", "(R8)(R9*1)", "(R8)(R9*2)", "(R8)(R10*1)"} {
+		for j := 0; j < 64; j += g.bytes() {
+			g.op("VMOVUPS %d%s, %s", j, mem, g.v(i))
+		}
+		g.op("PREFETCHT0 4096%s", mem)
+	}
+	g.op("ADDQ $64, R8")
+	g.op("DECQ CX")
+	g.op("JNZ %s", l)
+	g.end()
 }
