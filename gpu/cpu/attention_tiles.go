@@ -152,13 +152,14 @@ func (h *head) finite() bool {
 	h.s.zeros = grow(h.s.zeros, h.n)
 	clear(h.s.zeros)
 	t := &h.s.tile
-	sums := h.s.scores[:h.ldv] // zero times each value, added up
+	h.s.sums = grow(h.s.sums, h.size)
+	sums := h.s.sums // zero times each value, added up
 	*t = tile{a: &h.s.zeros[0], step: 4 * h.ldv, panel: 4 * lanes, k: h.n}
 	h.k.across(h.size, 1, func(col, width, panels int) {
 		t.b, t.c, t.lanes = &h.v[col], &sums[col], width-(panels-1)*lanes
 		h.k.gemm[1][panels](t)
 	})
-	for _, x := range sums[:h.size] {
+	for _, x := range sums {
 		if x != 0 {
 			return false
 		}
