@@ -179,6 +179,9 @@ func (s *spec) names() (names [][]byte, present map[int32]bool, err error) {
 		}
 		largest = max(largest, id)
 	}
+	if err := checkIDs(int(largest)+1, len(s.vocab)); err != nil {
+		return nil, nil, err
+	}
 	names = make([][]byte, largest+1)
 	for token, id := range s.vocab {
 		if present[id] {
@@ -320,7 +323,7 @@ func (s *spec) compileAdded(c *core, sections [][]byte) ([]byte, error) {
 	var list []uint32
 	var texts [][]byte
 	var raw, normalized []trieKey
-	w := &work{core: c}
+	w, cost := &work{core: c}, newRewriting(c.normalizer)
 	for _, a := range s.added {
 		list = append(list, uint32(a.id), a.flags())
 		texts = append(texts, []byte(a.content))
@@ -337,6 +340,9 @@ func (s *spec) compileAdded(c *core, sections [][]byte) ([]byte, error) {
 			if !a.normalized {
 				raw = append(raw, trieKey{[]byte(a.content), int32(i)})
 				continue
+			}
+			if err := cost.check(a.content); err != nil {
+				return nil, err
 			}
 			t := w.newSegment(a.content)
 			if c.normalizer != nil {
