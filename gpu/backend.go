@@ -5,6 +5,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/zcstore/zcstore/models/pack"
 )
@@ -22,6 +23,15 @@ type Options struct {
 	// that form, where the backend knows how. It takes the memory of one more copy in every process, which is what the store
 	// is there to avoid: it is for measuring what a form gains and loses. Such a weight says so in its Mode.
 	PackPrivately pack.Form
+	// Watch, if not nil, is told of each op how long it took, by backends whose ops have run when the call returns. It is for
+	// profiles, and called from the goroutine that has the stream.
+	Watch func(Op, time.Duration)
+}
+
+// Op is an op for Options.Watch.
+type Op struct {
+	Name string
+	N, K int // of the weights, where it is a product
 }
 
 var (

@@ -40,7 +40,7 @@ const (
 var commands = []func(*app) *cobra.Command{
 	putCmd, lsCmd, showCmd, tagCmd, rmCmd, verifyCmd, pinCmd,
 	psCmd, inferCmd, demoCmd,
-	statusCmd, doctorCmd, fsckCmd, versionCmd, daemonCmd, demoDaemonCmd,
+	statusCmd, doctorCmd, benchCmd, fsckCmd, versionCmd, daemonCmd, demoDaemonCmd,
 }
 
 // app is what every command gets: the global flags, and where output goes.

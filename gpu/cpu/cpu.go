@@ -19,6 +19,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/models/pack"
@@ -42,6 +43,7 @@ type Device struct {
 	k       *kernels  // nil: plain Go
 	pack    pack.Form // gpu.Options.PackPrivately
 	err     error     // of the environment; NewStream returns it
+	watch   func(gpu.Op, time.Duration)
 }
 
 // New makes a device. Options.Threads 0 is $ZCSTORE_THREADS, and without that what GOMAXPROCS says, which Go takes from
@@ -55,7 +57,9 @@ func New(o gpu.Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newDevice(n, k, o.PackPrivately), nil
+	d := newDevice(n, k, o.PackPrivately)
+	d.watch = o.Watch
+	return d, nil
 }
 
 // Default is the device that a program uses when it names none. It is not closed.
@@ -113,7 +117,12 @@ func (d *Device) NewStream() (*gpu.Stream, error) {
 	if d.err != nil {
 		return nil, d.err
 	}
-	return d.pool.Get(d, func() (gpu.Queue, error) { return newQueue(d), nil })
+	return d.pool.Get(d, func() (gpu.Queue, error) {
+		if d.watch != nil {
+			return watched{newQueue(d), d.watch}, nil
+		}
+		return newQueue(d), nil
+	})
 }
 
 // Close implements gpu.Device.
