@@ -1,6 +1,8 @@
 package store
 
 import (
+	"math"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/zcstore/zcstore/internal/units"
@@ -37,17 +39,12 @@ func (s *Store) Room() (Room, error) {
 	}
 	room := Room{Free: leave(space.Free, space.Size, marginFiles), Of: space.Size, What: sharedMemory,
 		hint: "remove a version ('zcctl ls', 'zcctl rm REF'), or give shared memory more room: mount -o remount,size=SIZE /dev/shm, docker run --shm-size=SIZE"}
-	limits, err := s.memLimits()
+	memory, err := s.memoryRoom()
 	if err != nil {
-		return Room{}, zcerr.New(zcerr.Other, "read the limits of memory: %w", err)
+		return Room{}, err
 	}
-	for i, l := range limits {
-		if f := leave(l.Free, l.Max, marginMemory); f < room.Free {
-			room = Room{Free: f, Of: l.Max, What: l.Name, hint: "remove a version ('zcctl ls', 'zcctl rm REF'), or end other programs that use memory ('zcctl ps' shows workers)"}
-			if i > 0 {
-				room.hint = "remove a version ('zcctl ls', 'zcctl rm REF'), or raise the limit of the daemon's memory cgroup: systemctl set-property UNIT MemoryMax=SIZE, docker run --memory=SIZE"
-			}
-		}
+	if memory.Free < room.Free {
+		room = memory
 	}
 	// A file over RLIMIT_FSIZE is refused with a signal that ends most programs.
 	var file unix.Rlimit
@@ -72,6 +69,24 @@ func (s *Store) Room() (Room, error) {
 	}
 	if held := s.heldBytesLocked(); held > 0 && room.What == sharedMemory {
 		room.hint = units.Bytes(held) + " are held by workers of deleted versions: see 'zcctl ps'; or remove a version: 'zcctl rm REF'"
+	}
+	return room, nil
+}
+
+// memoryRoom is the tightest limit of memory, be it shared or private.
+func (s *Store) memoryRoom() (Room, error) {
+	limits, err := s.memLimits()
+	if err != nil {
+		return Room{}, zcerr.New(zcerr.Other, "read the limits of memory: %w", err)
+	}
+	room := Room{Free: math.MaxUint64}
+	for i, l := range limits {
+		if f := leave(l.Free, l.Max, marginMemory); f < room.Free {
+			room = Room{Free: f, Of: l.Max, What: l.Name, hint: "remove a version ('zcctl ls', 'zcctl rm REF'), or end other programs that use memory ('zcctl ps' shows workers)"}
+			if i > 0 {
+				room.hint = "remove a version ('zcctl ls', 'zcctl rm REF'), or raise the limit of the daemon's memory cgroup: systemctl set-property UNIT MemoryMax=SIZE, docker run --memory=SIZE"
+			}
+		}
 	}
 	return room, nil
 }

@@ -384,7 +384,7 @@ func (s *Store) planForm(k formKey, man *manifest.Manifest, src *sources) (*Put,
 		if from, ok := shared[row]; ok {
 			t.DType, t.Shape, t.SHA256 = from.dtype, from.shape, from.sum
 		} else {
-			m, err := derivedOf(k.form, in)
+			m, err := s.derivedOf(k.form, in)
 			if err != nil {
 				p.Abort()
 				return nil, err
@@ -402,8 +402,25 @@ func (s *Store) planForm(k formKey, man *manifest.Manifest, src *sources) (*Put,
 	return p, nil
 }
 
-// derivedOf begins to make something. Bytes of the version are read, and may be cut.
-func derivedOf(form derive.Form, in *ingredient) (m derive.Made, err error) {
+// freeScratch is from which private memory for making something is given back to the kernel at once.
+const freeScratch = 16 << 20
+
+// derivedOf begins to make something. Bytes of the version are read, and may be cut. What takes much private memory is made
+// one at a time, and only where there is that much.
+func (s *Store) derivedOf(form derive.Form, in *ingredient) (m derive.Made, err error) {
+	if scratch := form.Scratch(len(in.data)); scratch >= freeScratch {
+		s.cooking.Lock()
+		defer s.cooking.Unlock()
+		room, err := s.memoryRoom()
+		if err != nil {
+			return m, err
+		}
+		if scratch > room.Free {
+			err := room.Refuse(scratch)
+			return m, zcerr.New(zcerr.NoSpace, "the daemon needs memory of its own to compile %s: %w", in.Name, err).WithHint("%s", zcerr.HintOf(err))
+		}
+		defer debug.FreeOSMemory()
+	}
 	err = region.Guard(func() (err error) {
 		m, err = form.Make(in.Source, in.data)
 		return err

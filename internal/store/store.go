@@ -101,6 +101,7 @@ type Store struct {
 	names sync.Mutex // held by who changes names; taken before mu
 
 	admitting sync.Mutex // taken before mu; held while the limits of memory are read
+	cooking   sync.Mutex // taken before all others; held by who needs much private memory to make a form
 
 	mu       sync.Mutex
 	models   map[string]*model            // guarded by mu

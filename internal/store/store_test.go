@@ -171,8 +171,12 @@ func check(t testing.TB, s *Store) {
 		t.Fatal(err)
 	}
 	files, bytes := usage(t, s)
-	if bytes != st.Used || files != st.Segments+st.Versions {
-		t.Errorf("status says %d bytes in %d segments and %d tables; the directory holds %d bytes in %d files", st.Used, st.Segments, st.Versions, bytes, files)
+	made := 0
+	for _, f := range st.Forms {
+		made += f.Versions
+	}
+	if bytes != st.Used || files != st.Segments+st.Versions-st.Cold+made {
+		t.Errorf("status says %d bytes in %d segments, %d tables and %d of forms; the directory holds %d bytes in %d files", st.Used, st.Segments, st.Versions, made, bytes, files)
 	}
 	if st.OpenPuts != 0 {
 		t.Errorf("%d puts are still open", st.OpenPuts)
@@ -187,7 +191,7 @@ func usage(t testing.TB, s *Store) (files int, bytes uint64) {
 		t.Fatal(err)
 	}
 	for _, n := range names {
-		if !strings.HasPrefix(n, tablePrefix) && !strings.HasPrefix(n, segmentPrefix) {
+		if !strings.HasPrefix(n, tablePrefix) && !strings.HasPrefix(n, formPrefix) && !strings.HasPrefix(n, segmentPrefix) {
 			continue
 		}
 		f, err := s.dir.Open(n)

@@ -120,6 +120,14 @@ type Made struct {
 	io.Reader
 }
 
+// Scratch is how many bytes of private memory Make may take for a source of so many bytes, besides a few buffers.
+func (f Form) Scratch(size int) uint64 {
+	if f != Tables || size > maxTokenizerBytes { // which is refused
+		return 0
+	}
+	return compileFactor * uint64(size)
+}
+
 // Make makes the form of a source, whose bytes stay as they are until all were read. Errors: Unsupported and Invalid, with what
 // is wrong with the source; those of the reader, too. A panic is a bug of a recipe, and whoever must go on catches it.
 func (f Form) Make(s Source, data []byte) (Made, error) {
