@@ -35,8 +35,9 @@ type verifiedOutput struct {
 	Tensors uint32   `json:"tensors"`
 	Bytes   uint64   `json:"bytes"`
 	Damaged []string `json:"damaged_tensors"`
-	OnDisk  bool     `json:"on_disk"` // the bytes on disk were read
-	Reloads bool     `json:"reloads"` // damaged in memory, and loaded from disk at the next attach
+	OnDisk  bool     `json:"on_disk"`       // the bytes on disk were read
+	Reloads bool     `json:"reloads"`       // damaged in memory, and loaded from disk at the next attach
+	Forms   []string `json:"damaged_forms"` // and what of them; dropped, and made again at the next attach
 }
 
 func verifyCmd(a *app) *cobra.Command {
@@ -87,7 +88,11 @@ func (a *app) verify(ctx context.Context, c *client.Client, ref string, quick bo
 			}
 			return err
 		}
-		out.Versions = append(out.Versions, verifiedOutput{v.Ref, client.Digest(v.Digest).String(), v.Tensors, v.Bytes, append([]string{}, v.Damaged...), v.OnDisk, v.Reloads})
+		out.Versions = append(out.Versions, verifiedOutput{v.Ref, client.Digest(v.Digest).String(), v.Tensors, v.Bytes, append([]string{}, v.Damaged...), v.OnDisk, v.Reloads, append([]string{}, v.DamagedForms...)})
+		if len(v.DamagedForms) > 0 {
+			damaged = zcerr.New(zcerr.Corrupt, "what was made of %s was damaged in memory: form %s", v.Ref, v.DamagedForms[0]).
+				WithHint("it was dropped, and the next attach has it made again; start workers that have it anew, and find out what writes there: %s doctor", a.zcctl())
+		}
 		if len(v.Damaged) > 0 {
 			e := zcerr.New(zcerr.Corrupt, "%s is damaged and is not served any more: tensor %q", v.Ref, v.Damaged[0])
 			damaged = e.WithHint("put the model again, or remove it: %s rm %s", a.zcctl(), v.Ref)
@@ -105,7 +110,7 @@ func (a *app) verify(ctx context.Context, c *client.Client, ref string, quick bo
 	}
 	for _, v := range out.Versions {
 		state := "ok     "
-		if len(v.Damaged) > 0 {
+		if len(v.Damaged)+len(v.Forms) > 0 {
 			state = "DAMAGED"
 		}
 		where := ""

@@ -315,7 +315,7 @@ func (s *Server) Verify(ctx context.Context, req *zcstorev1.VerifyRequest) (*zcs
 	if err != nil {
 		return nil, err
 	}
-	return &zcstorev1.VerifyReply{Ref: v.Ref, Digest: v.Digest[:], Tensors: uint32(v.Tensors), Bytes: v.Bytes, Damaged: v.Damaged, OnDisk: v.Disk, Reloads: v.Reload}, nil
+	return &zcstorev1.VerifyReply{Ref: v.Ref, Digest: v.Digest[:], Tensors: uint32(v.Tensors), Bytes: v.Bytes, Damaged: v.Damaged, OnDisk: v.Disk, Reloads: v.Reload, DamagedForms: v.Forms}, nil
 }
 
 // Pin implements the service.

@@ -192,7 +192,7 @@ func (s *Store) stageOnce(ctx context.Context, d manifest.Digest) (*oci.Staged, 
 
 // readTable reads back what a version is and where its tensors lie.
 func (s *Store) readTable(v *version) (*manifest.Manifest, []table.Location, error) {
-	tab, err := s.mapFile(tableFile(v.digest), v.tableUse.Size)
+	tab, err := s.mapFile(v.file, v.tableUse.Size)
 	if err != nil {
 		return nil, nil, err
 	}

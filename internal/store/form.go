@@ -106,9 +106,13 @@ func (s *Store) askFor(k formKey) (done func()) {
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.asked[k]--; s.asked[k] == 0 {
-			delete(s.asked, k)
-		}
+		s.unaskLocked(k)
+	}
+}
+
+func (s *Store) unaskLocked(k formKey) {
+	if s.asked[k]--; s.asked[k] == 0 {
+		delete(s.asked, k)
 	}
 }
 
@@ -484,7 +488,7 @@ func (s *Store) touchFormLocked(f *formed) {
 // dropFormLocked takes a form out of memory. Who holds it keeps its pages, as with a version.
 func (s *Store) dropFormLocked(f *formed) {
 	delete(s.forms, f.key)
-	s.removeLocked(formFile(f.digest))
+	s.removeLocked(f.file)
 	f.deleted = true
 	if f.leases > 0 {
 		s.held[f.version] = struct{}{}

@@ -162,3 +162,34 @@ func TestPanicOfARecipeIsAnError(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// fsck knows forms: one that is whole is no finding, one that is damaged is.
+func TestFsckReadsForms(t *testing.T) {
+	h := newHost(t)
+	h.opt.Data = ""
+	s := h.open()
+	put(t, s, "m", sealed(t, linear(256<<10, 1)))
+	s.Release(attachPacked(t, s, "m").ID)
+	made := ""
+	for _, sg := range s.forms[formKey{state(t, s, "m").Digest, derive.Packed}].segs {
+		made = filepath.Join(h.opt.Dir, sg.file())
+	}
+	s.Close()
+	if r := h.check(false); len(r.Findings) != 0 {
+		t.Errorf("a whole form: %+v", r.Findings)
+	}
+	if err := os.Chmod(made, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	if err := os.WriteFile(made, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := h.check(false); len(r.Findings) != 1 || r.Findings[0].What != "form" || !strings.Contains(r.Findings[0].Problem, "p16-f32.1/") {
+		t.Errorf("a damaged form: %+v", r.Findings)
+	}
+}

@@ -190,6 +190,11 @@ func (f *fsck) checkMemory(ctx context.Context) error {
 	}
 	f.checkNamed()
 	used := map[string]bool{}
+	for _, name := range files {
+		if err := f.checkForm(ctx, name, used); err != nil {
+			return err
+		}
+	}
 	for _, v := range f.memory {
 		for _, sg := range v.segs {
 			used[sg.file()] = true
@@ -271,6 +276,35 @@ func (f *fsck) checkVersion(ctx context.Context, d manifest.Digest) error {
 		if len(f.names[d]) == 0 && f.cat != nil {
 			f.r.note("memory", "version", d.String(), "it is whole and nothing names it: it goes at the next start")
 		}
+	}
+	return nil
+}
+
+// checkForm reads a form of a version, if that is what the file is, and notes its segments.
+func (f *fsck) checkForm(ctx context.Context, name string, used map[string]bool) error {
+	hex, ok := strings.CutPrefix(name, formPrefix)
+	d, err := manifest.ParseDigest("sha256:" + hex)
+	if !ok || err != nil {
+		return nil
+	}
+	v, _, _, err := f.s.openVersion(d, name)
+	if err != nil {
+		f.r.note("memory", "form", short(name), "%v: it goes at the next start", plain(err))
+		return nil
+	}
+	for _, sg := range v.segs {
+		used[sg.file()] = true
+	}
+	var out Verified
+	bad, err := f.s.scrub(ctx, v, false, &out)
+	f.r.Bytes += out.Bytes
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		f.r.damage("memory", "form", short(name), "%v", plain(err))
+	case len(bad) > 0:
+		f.r.damage("memory", "form", short(name), "what was made as %q of a version is damaged: with a daemon running, zcctl verify drops it", out.Damaged[0])
 	}
 	return nil
 }

@@ -172,7 +172,7 @@ func closeAll(files []*os.File) {
 
 // openVersionLocked opens a version's files. A version whose files are gone is taken out of memory.
 func (s *Store) openVersionLocked(v *version) ([]*os.File, error) {
-	files, gone, err := s.openFilesLocked(tableFile(v.digest), v)
+	files, gone, err := s.openFilesLocked(v)
 	if !errors.Is(err, os.ErrNotExist) {
 		return files, err
 	}
@@ -186,7 +186,7 @@ func (s *Store) openVersionLocked(v *version) ([]*os.File, error) {
 
 // openFormLocked opens a form's files. One whose files are gone is made again.
 func (s *Store) openFormLocked(f *formed) ([]*os.File, error) {
-	files, gone, err := s.openFilesLocked(formFile(f.digest), f.version)
+	files, gone, err := s.openFilesLocked(f.version)
 	if !errors.Is(err, os.ErrNotExist) {
 		return files, err
 	}
@@ -200,8 +200,8 @@ func (s *Store) openFormLocked(f *formed) ([]*os.File, error) {
 }
 
 // openFilesLocked opens a table and the segments behind it. gone is the segment that is not there any more; nil: the table.
-func (s *Store) openFilesLocked(table string, v *version) (files []*os.File, gone *segment, err error) {
-	f, err := s.dir.Open(table)
+func (s *Store) openFilesLocked(v *version) (files []*os.File, gone *segment, err error) {
+	f, err := s.dir.Open(v.file)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -389,7 +389,7 @@ func (s *Store) forgetVersionLocked(v *version) {
 		s.dropFormLocked(f)
 		v.dropped = append(v.dropped, f.version)
 	}
-	s.removeLocked(tableFile(v.digest))
+	s.removeLocked(v.file)
 	s.dropLocked(v)
 }
 

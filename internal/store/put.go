@@ -352,7 +352,7 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 	if fresh != nil {
 		segs = append(segs, fresh)
 	}
-	v := newVersion(p.man, p.digest, use, segs, p.locs)
+	v := newVersion(p.man, p.digest, name, use, segs, p.locs)
 	p.ownLocked(fresh)
 	return v, nil
 }

@@ -148,6 +148,7 @@ func newModel(name string) *model {
 // version is one stored version. Immutable but for leases and what comes after them, which Store.mu guards.
 type version struct {
 	digest   manifest.Digest
+	file     string // its table
 	kind     string // what the root is
 	tensors  int
 	bytes    uint64 // of all tensors
@@ -389,7 +390,7 @@ func (s *Store) openVersion(digest manifest.Digest, file string) (*version, *man
 			return refuse(fmt.Errorf("segment %d has %d bytes, the table says %d", i, found[i].use.Size, sg.Bytes))
 		}
 	}
-	return newVersion(man, digest, use, found, locs), man, locs, nil
+	return newVersion(man, digest, file, use, found, locs), man, locs, nil
 }
 
 // parseTable reads back all of a version's table, which somebody may cut while it is mapped.
@@ -430,8 +431,8 @@ func (s *Store) openSegment(id string) (*segment, error) {
 	return &segment{id: id, use: use, huge: huge}, nil
 }
 
-func newVersion(m *manifest.Manifest, digest manifest.Digest, tableUse shm.Usage, segs []*segment, locs []table.Location) *version {
-	v := &version{digest: digest, kind: rootKind(m.Root), tensors: len(m.Tensors), tableUse: tableUse, segs: segs, used: make([]uint64, len(segs)),
+func newVersion(m *manifest.Manifest, digest manifest.Digest, file string, tableUse shm.Usage, segs []*segment, locs []table.Location) *version {
+	v := &version{digest: digest, file: file, kind: rootKind(m.Root), tensors: len(m.Tensors), tableUse: tableUse, segs: segs, used: make([]uint64, len(segs)),
 		tokenizers: hasTokenizers(m.Root)}
 	for i := range m.Tensors {
 		size := uint64(m.Tensors[i].Bytes())

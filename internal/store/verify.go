@@ -13,6 +13,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"go.uber.org/zap"
@@ -37,11 +38,13 @@ type Verified struct {
 	Damaged []string // names of tensors whose bytes are not those of their digest
 	Disk    bool     // it is only on disk: those bytes were read
 	Reload  bool     // it is damaged in memory, and the next attach loads it from disk again
+	// Forms that are damaged, and the names of what was made. They were dropped: the next attach has them made again.
+	Forms []string
 }
 
 // Verify reads every tensor of a version, in shared memory or where it is only on disk there, and compares its SHA-256. A
 // version with a damaged tensor is not served any more, nor is any other that uses the same bytes, until it is loaded from disk or
-// put again; workers that have them mapped are not touched. Errors: Invalid, NotFound, Corrupt when the version's own files
+// put again; workers that have them mapped are not touched. Forms of the version that are in memory are read as well. Errors: Invalid, NotFound, Corrupt when the version's own files
 // cannot be read.
 func (s *Store) Verify(ctx context.Context, target string) (*Verified, error) {
 	return s.verify(ctx, target, false)
@@ -112,14 +115,54 @@ func (s *Store) verifyResident(ctx context.Context, v *version, name string, qui
 		return nil, err
 	case len(bad) > 0:
 		s.quarantine(v, bad, fmt.Errorf("the bytes of tensor %q are not those that were put", out.Damaged[0]))
+		return out, nil // its forms went with it
 	}
-	return out, nil
+	return out, s.verifyForms(ctx, v.digest, quick, out)
+}
+
+// verifyForms is verifyResident for what was made of a version.
+func (s *Store) verifyForms(ctx context.Context, d manifest.Digest, quick bool, out *Verified) error {
+	s.mu.Lock()
+	forms := s.formsOfLocked(d)
+	for _, f := range forms {
+		s.asked[f.key]++ // nobody drops it meanwhile
+	}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, f := range forms {
+			s.unaskLocked(f.key)
+		}
+	}()
+	for _, f := range forms {
+		found := Verified{Ref: out.Ref}
+		bad, err := s.scrub(ctx, f.version, quick, &found)
+		if err != nil && zcerr.KindOf(err) != zcerr.Corrupt {
+			return err
+		}
+		out.Bytes += found.Bytes
+		if err == nil && len(bad) == 0 {
+			continue
+		}
+		s.mu.Lock()
+		there := s.forms[f.key] == f
+		if there {
+			s.log.Error("dropped a damaged form", zap.Stringer("digest", d), zap.String("form", string(f.key.form)), zap.Strings("made", found.Damaged), zap.Error(err))
+			s.dropFormLocked(f)
+		}
+		s.mu.Unlock()
+		if there { // and not removed meanwhile, with its version
+			out.Forms = append(out.Forms, strings.Join(append([]string{string(f.key.form)}, found.Damaged...), " "))
+		}
+	}
+	return nil
 }
 
 // scrub reads the tensors of a version, on all cores, and gives the places of those that are damaged. It reads with pread: a
 // mapping would cost a fault for each page, and a signal for one that is gone. The table alone is mapped, and guarded.
 func (s *Store) scrub(ctx context.Context, v *version, quick bool, out *Verified) (bad []place, err error) {
-	tab, err := s.mapFile(tableFile(v.digest), v.tableUse.Size)
+	tab, err := s.mapFile(v.file, v.tableUse.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -407,6 +410,41 @@ func formsAndRestart(t *testing.T, start Start) {
 	if made.Load() != 0 || !slices.Equal(h.Inodes, inodes) && before.Backing != "memfd" { // which are opened anew
 		t.Errorf("made again %d times; segments %v, then %v", made.Load(), inodes, h.Inodes)
 	}
+	Settled(t, s)
+}
+
+// formDamaged: verify finds it and drops it, the version is served as before, and the next attach has it made again.
+func formDamaged(t *testing.T, start Start) {
+	s := fresh(t, start)
+	putWeights(t, s, "m", "", Weights()...)
+	dir := must(s.Status())(t, "status")
+	if dir.Backing == shm.KindMemfd {
+		return // nobody can damage it, this test included
+	}
+	plain, err := filepath.Glob(filepath.Join(dir.Directory, "s-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(s.AttachAs("m", packed))(t, "attach").Release()
+	if v := must(s.Verify("m"))(t, "verify"); len(v.Forms) != 0 || len(v.Damaged) != 0 {
+		t.Errorf("a good form: %+v", v)
+	}
+	segs, err := filepath.Glob(filepath.Join(dir.Directory, "s-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sg := range segs {
+		if !slices.Contains(plain, sg) {
+			flip(t, sg, -1)
+		}
+	}
+	v := must(s.Verify("m"))(t, "verify")
+	if len(v.Forms) != 1 || !strings.HasPrefix(v.Forms[0], "packed "+derive.Packed.Recipe()+"/") || len(v.Damaged) != 0 {
+		t.Errorf("a flipped bit: %+v", v)
+	}
+	h := must(s.AttachAs("m", packed))(t, "attach")
+	packedRight(t, h, Weights()...)
+	h.Release()
 	Settled(t, s)
 }
 

@@ -164,7 +164,7 @@ func (r Remote) Verify(ref string) (*store.Verified, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store.Verified{Ref: v.Ref, Digest: client.Digest(v.Digest), Tensors: int(v.Tensors), Bytes: v.Bytes, Damaged: v.Damaged}, nil
+	return &store.Verified{Ref: v.Ref, Digest: client.Digest(v.Digest), Tensors: int(v.Tensors), Bytes: v.Bytes, Damaged: v.Damaged, Forms: v.DamagedForms}, nil
 }
 
 // Status reads the totals.

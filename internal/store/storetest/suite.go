@@ -67,6 +67,7 @@ func Run(t *testing.T, start Start, except ...string) {
 		{"forms make room", formsMakeRoom},
 		{"forms and rm", formsAndRemove},
 		{"forms and a restart", formsAndRestart},
+		{"a form that is damaged", formDamaged},
 		{"default forms of tags", tagForms},
 	} {
 		if slices.Contains(except, c.name) {

@@ -2392,10 +2392,11 @@ type VerifyReply struct {
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"` // name:tag
 	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	Tensors       uint32                 `protobuf:"varint,3,opt,name=tensors,proto3" json:"tensors,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`                  // that were read and hashed
-	Damaged       []string               `protobuf:"bytes,5,rep,name=damaged,proto3" json:"damaged,omitempty"`               // names of tensors
-	OnDisk        bool                   `protobuf:"varint,10,opt,name=on_disk,json=onDisk,proto3" json:"on_disk,omitempty"` // it is only on disk: those bytes were read
-	Reloads       bool                   `protobuf:"varint,11,opt,name=reloads,proto3" json:"reloads,omitempty"`             // damaged in memory, and the next attach loads it from disk again
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`                                   // that were read and hashed
+	Damaged       []string               `protobuf:"bytes,5,rep,name=damaged,proto3" json:"damaged,omitempty"`                                // names of tensors
+	OnDisk        bool                   `protobuf:"varint,10,opt,name=on_disk,json=onDisk,proto3" json:"on_disk,omitempty"`                  // it is only on disk: those bytes were read
+	Reloads       bool                   `protobuf:"varint,11,opt,name=reloads,proto3" json:"reloads,omitempty"`                              // damaged in memory, and the next attach loads it from disk again
+	DamagedForms  []string               `protobuf:"bytes,12,rep,name=damaged_forms,json=damagedForms,proto3" json:"damaged_forms,omitempty"` // forms that were damaged, and what of them; they were dropped and will be made again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2477,6 +2478,13 @@ func (x *VerifyReply) GetReloads() bool {
 		return x.Reloads
 	}
 	return false
+}
+
+func (x *VerifyReply) GetDamagedForms() []string {
+	if x != nil {
+		return x.DamagedForms
+	}
+	return nil
 }
 
 type PinRequest struct {
@@ -3376,7 +3384,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\x04form\x18\t \x01(\tR\x04form\"7\n" +
 	"\rVerifyRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
-	"\x05quick\x18\x02 \x01(\bR\x05quick\"\xb4\x01\n" +
+	"\x05quick\x18\x02 \x01(\bR\x05quick\"\xd9\x01\n" +
 	"\vVerifyReply\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x18\n" +
@@ -3385,7 +3393,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\adamaged\x18\x05 \x03(\tR\adamaged\x12\x17\n" +
 	"\aon_disk\x18\n" +
 	" \x01(\bR\x06onDisk\x12\x18\n" +
-	"\areloads\x18\v \x01(\bR\areloads\"0\n" +
+	"\areloads\x18\v \x01(\bR\areloads\x12#\n" +
+	"\rdamaged_forms\x18\f \x03(\tR\fdamagedForms\"0\n" +
 	"\n" +
 	"PinRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x10\n" +
