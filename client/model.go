@@ -93,6 +93,17 @@ func (m *Model) tensor(row int) (tensor.View, table.Tensor, error) {
 	return v, r, nil
 }
 
+// Value is the bytes of a value of the version's tree: shared pages, valid until Close, to be copied by whoever keeps them.
+// Errors: as for Tensor.
+func (m *Model) Value(n table.Node) (b []byte, err error) {
+	row, inRow := n.ValueRow()
+	if !inRow {
+		return n.Value(), nil
+	}
+	v, _, err := m.Tensor(row)
+	return v.Data, err
+}
+
 // bytesOf is where a row lies, which its table has checked to be inside.
 func bytesOf(segs []*shm.Mapping, r table.Tensor) []byte {
 	b := segs[r.Segment].Bytes()

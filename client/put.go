@@ -34,13 +34,13 @@ func (c *Client) Put(ctx context.Context, ref string, d *manifest.Draft, opt Put
 	if err := checkRef("put", ref); err != nil {
 		return nil, err
 	}
-	p := &putting{c: c, ref: ref, d: d, opt: opt}
+	p := &putting{c: c, ref: ref, d: d.ValueRows(), opt: opt}
 	done, err := p.put(ctx)
 	return done, c.fail("put", ref, err)
 }
 
 // PutStream is Put of a draft whose bytes come once: r gives those of the tensors that order lists, one after the other. The
-// draft's Data is not used. Where the stream repeats what is stored, the daemon shares it only after all has arrived, so it
+// draft's Data is not used, and it may have no value of manifest.RowValueBytes and more. Where the stream repeats what is stored, the daemon shares it only after all has arrived, so it
 // needs room for everything, and for a moment twice for what is new. Errors: as Put; Invalid when r has too few or too many bytes.
 func (c *Client) PutStream(ctx context.Context, ref string, d *manifest.Draft, order []int, r io.Reader, opt PutOptions) (*zcstorev1.PutDone, error) {
 	if err := checkRef("put", ref); err != nil {
@@ -66,7 +66,7 @@ func (c *Client) PlanPut(ctx context.Context, ref string, d *manifest.Draft, opt
 	if err := checkRef("put", ref); err != nil {
 		return nil, err
 	}
-	p := &putting{c: c, ref: ref, d: d, opt: opt}
+	p := &putting{c: c, ref: ref, d: d.ValueRows(), opt: opt}
 	plan, err := p.plan(ctx)
 	return plan, c.fail("put", ref, err)
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,9 +11,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/client/pipeline"
+	"github.com/zcstore/zcstore/internal/golden"
 	"github.com/zcstore/zcstore/internal/testdaemon"
 	"github.com/zcstore/zcstore/models"
+	"github.com/zcstore/zcstore/models/hf"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm"
@@ -132,6 +136,70 @@ func totals(t *testing.T, options string) {
 	}
 	if after := agree("all removed"); after > empty+4096 { // the catalog is of after the first put
 		t.Errorf("%d bytes are in use after all is removed, %d before", after, empty)
+	}
+}
+
+// A tokenizer's file is shared between versions as weights are: a fine-tuned MiniLM costs its changed tensor.
+func TestChangedTensorOfMiniLM(t *testing.T) {
+	dir := golden.Path(t, "minilm", "model")
+	p, mount := ownMount(t, "size=256m,mode=0700")
+	im, err := hf.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if _, err := p.c.Put(ctx, "minilm", im.Draft, client.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	one := statfsUsed(t, mount)
+	const name = "encoder.layer.3.attention.self.key.weight"
+	changed := 0
+	for i := range im.Draft.Tensors {
+		dt := &im.Draft.Tensors[i]
+		if slices.Contains(dt.Names, name) {
+			changed = 4 * dt.Shape[0] * dt.Shape[1]
+			b := make([]byte, changed)
+			if _, err := dt.Data.ReadAt(b, 0); err != nil {
+				t.Fatal(err)
+			}
+			b[17] ^= 1
+			dt.Data = bytes.NewReader(b)
+		}
+	}
+	if changed == 0 {
+		t.Fatalf("MiniLM has no tensor %s", name)
+	}
+	want, err := im.Draft.Seal(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.c.Put(ctx, "minilm", im.Draft, client.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	grown := int(statfsUsed(t, mount) - one)
+	t.Logf("a changed tensor of %d bytes costs %d", changed, grown)
+	if grown < changed || grown > changed+64<<10 {
+		t.Errorf("a changed tensor of %d bytes grew statfs by %d", changed, grown)
+	}
+	if _, err := p.c.Remove(ctx, "minilm:v1", false); err != nil {
+		t.Fatal(err)
+	}
+	m, err := p.c.Attach(ctx, "minilm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if m.Digest() != want.Digest {
+		t.Errorf("version 2 is %v, want %v", m.Digest(), want.Digest)
+	}
+	for i := range want.Manifest.Tensors { // the tokenizer among them
+		v, r, err := m.Tensor(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sha256.Sum256(v.Data) != r.SHA256 || r.SHA256 != want.Manifest.Tensors[i].SHA256 {
+			t.Errorf("%s is not bit-equal after version 1 was removed", want.Manifest.Tensors[i].Names)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -99,6 +100,9 @@ func describe(n table.Node) string {
 	case manifest.List:
 		return fmt.Sprintf("list of %d", len(n.Children()))
 	case manifest.Value:
+		if _, large := n.ValueRow(); large {
+			return n.MediaType() + " value"
+		}
 		b := n.Value()
 		return fmt.Sprintf("value %.40q", b[:min(len(b), 40)])
 	}
@@ -222,9 +226,13 @@ func (l *loader) fillList(n table.Node, dst reflect.Value, path string) error {
 }
 
 func (l *loader) fillValue(n table.Node, dst reflect.Value, path string) error {
+	value, err := l.m.Value(n)
+	if err != nil {
+		return err
+	}
 	if n.MediaType() != jsonMedia {
 		if b, ok := dst.Addr().Interface().(*[]byte); ok { // a file of an imported directory
-			*b = append([]byte(nil), n.Value()...)
+			*b = append([]byte(nil), value...)
 			return nil
 		}
 		return l.mismatch(n, dst.Type(), path)
@@ -232,7 +240,7 @@ func (l *loader) fillValue(n table.Node, dst reflect.Value, path string) error {
 	if t := dst.Type(); t == viewType || t.Implements(moduleType) || reflect.PointerTo(t).Implements(moduleType) {
 		return l.mismatch(n, t, path)
 	}
-	dec := json.NewDecoder(strings.NewReader(string(n.Value())))
+	dec := json.NewDecoder(bytes.NewReader(value))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(dst.Addr().Interface()); err != nil {
 		return zcerr.New(zcerr.Invalid, "%s: the value wants a %v, stored is a %s: %w", at(path), dst.Type(), describe(n), err).WithHint("zcctl show %s", l.m.Ref())
@@ -281,7 +289,11 @@ func (l *loader) module(n table.Node, path string) (models.Module, error) {
 	if mod := l.built[path]; mod != nil {
 		return mod, nil
 	}
-	mod, err := models.Build(n.Impl(), &source{l: l, n: n, path: path})
+	s := &source{l: l, n: n, path: path}
+	mod, err := models.Build(n.Impl(), s)
+	if s.err != nil {
+		err = s.err
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -315,6 +327,7 @@ type source struct {
 	l    *loader
 	n    table.Node
 	path string
+	err  error // of Value, which has no room for one
 }
 
 func (s *source) Path() string { return at(s.path) }
@@ -388,7 +401,12 @@ func (s *source) Value(name string) ([]byte, bool) {
 	if !ok || c.Kind() != manifest.Value {
 		return nil, false
 	}
-	return c.Value(), true
+	b, err := s.l.m.Value(c)
+	if err != nil {
+		s.err = err
+		return nil, false
+	}
+	return b, true
 }
 
 func (s *source) Tables(name string) ([]byte, error) {

@@ -116,7 +116,7 @@ func (a *app) show(ctx context.Context, c *client.Client, target string, all boo
 		return zcerr.Wrap("show", target, err)
 	}
 	if a.json() {
-		tree, err := readTree(m.Table().Root())
+		tree, err := readTree(m.Table().Root(), tensors)
 		if err != nil {
 			return zcerr.Wrap("show", target, err)
 		}
@@ -155,7 +155,7 @@ func readTensors(t *table.Table) ([]tensorRow, error) {
 	return rows, nil
 }
 
-func readTree(n table.Node) (*treeNode, error) {
+func readTree(n table.Node, tensors []tensorRow) (*treeNode, error) {
 	out := &treeNode{Key: n.Key(), Kind: n.Kind().String(), Impl: n.Impl(), Ref: n.Ref()}
 	if c := n.Config(); len(c) > 0 {
 		if !json.Valid(c) {
@@ -171,16 +171,36 @@ func readTree(n table.Node) (*treeNode, error) {
 		out.Params = append(out.Params, paramRow{name, row})
 	}
 	if n.Kind() == manifest.Value {
-		out.Value = readValue(n.MediaType(), n.Value())
+		row, large, err := valueRow(n, tensors)
+		if err != nil {
+			return nil, err
+		}
+		if large {
+			out.Value = &valueBody{MediaType: n.MediaType(), SizeBytes: row.SizeBytes, SHA256: row.SHA256}
+		} else {
+			out.Value = readValue(n.MediaType(), n.Value())
+		}
 	}
 	for _, child := range n.Children() {
-		c, err := readTree(child)
+		c, err := readTree(child, tensors)
 		if err != nil {
 			return nil, err
 		}
 		out.Children = append(out.Children, c)
 	}
 	return out, nil
+}
+
+// valueRow is the row that holds the bytes of a large value.
+func valueRow(n table.Node, tensors []tensorRow) (r tensorRow, large bool, err error) {
+	row, large := n.ValueRow()
+	switch {
+	case !large:
+		return tensorRow{}, false, nil
+	case row >= len(tensors):
+		return tensorRow{}, false, corrupt(fmt.Errorf("the value %q points at tensor %d of %d", n.Key(), row, len(tensors)))
+	}
+	return tensors[row], true, nil
 }
 
 func readValue(mediaType string, b []byte) *valueBody {
@@ -306,6 +326,9 @@ func describe(n table.Node, tensors []tensorRow) (string, error) {
 	case manifest.List, manifest.Dict:
 		return strings.TrimSpace(n.Impl() + "  " + count(len(n.Children()), "item")), nil
 	case manifest.Value:
+		if row, large, err := valueRow(n, tensors); err != nil || large {
+			return n.MediaType() + "  " + units.Bytes(row.SizeBytes), err
+		}
 		b := n.Value()
 		if len(b) <= showContent && utf8.Valid(b) {
 			return n.MediaType() + "  " + string(b), nil

@@ -316,6 +316,10 @@ func ingredients(form derive.Form, man *manifest.Manifest, src *sources) ([]*ing
 		if !form.OfValue(name) {
 			return nil
 		}
+		if row, ok := n.ValueRow(); ok {
+			t := &man.Tensors[row]
+			return add(derive.Source{Name: name, SHA256: t.SHA256}, index, func() ([]byte, error) { return src.tensor(row, t.Bytes()) })
+		}
 		return add(derive.Source{Name: name, SHA256: sha256.Sum256(n.Value)}, index, func() ([]byte, error) { return n.Value, nil })
 	})
 	if err != nil {

@@ -71,24 +71,52 @@ func (p *Put) shareLocked() {
 	reuse := p.chooseSegmentsLocked()
 	index := map[*segment]int{}
 	p.locs = make([]table.Location, len(p.man.Tensors))
+	shared := make([]bool, len(p.man.Tensors))
+	share := func(row int, at place) {
+		k, ok := index[at.seg]
+		if !ok {
+			k = len(p.segs)
+			index[at.seg] = k
+			p.segs = append(p.segs, at.seg)
+			at.seg.pins++
+		}
+		p.locs[row] = table.Location{Segment: k, Offset: at.offset}
+		p.sharedBytes += uint64(p.man.Tensors[row].Bytes())
+		shared[row] = true
+	}
 	for i := range p.man.Tensors {
 		t := &p.man.Tensors[i]
-		size := uint64(t.Bytes())
-		if at, ok := p.s.content[t.SHA256]; ok && size >= dedupBytes && reuse[at.seg] { // a pending row's zeros are nobody's
-			k, ok := index[at.seg]
-			if !ok {
-				k = len(p.segs)
-				index[at.seg] = k
-				p.segs = append(p.segs, at.seg)
-				at.seg.pins++
-			}
-			p.locs[i] = table.Location{Segment: k, Offset: at.offset}
-			p.sharedBytes += size
-			continue
+		if at, ok := p.s.content[t.SHA256]; ok && t.Bytes() >= dedupBytes && reuse[at.seg] { // a pending row's zeros are nobody's
+			share(i, at)
 		}
-		p.wanted = append(p.wanted, i)
-		p.wantedBytes += size
 	}
+	small := p.s.smallLocked(index)
+	for i := range p.man.Tensors {
+		t := &p.man.Tensors[i]
+		if at, ok := small[t.SHA256]; ok && t.Bytes() > 0 && t.Bytes() < dedupBytes {
+			share(i, at)
+		}
+		if !shared[i] {
+			p.wanted = append(p.wanted, i)
+			p.wantedBytes += uint64(t.Bytes())
+		}
+	}
+}
+
+// smallLocked is where the small tensors of these segments lie.
+func (s *Store) smallLocked(segs map[*segment]int) map[manifest.Digest]place {
+	small := map[manifest.Digest]place{}
+	if len(segs) == 0 {
+		return small
+	}
+	for _, v := range s.versions {
+		for _, r := range v.small {
+			if _, ok := segs[r.seg]; ok {
+				small[r.sum] = r.place
+			}
+		}
+	}
+	return small
 }
 
 // chooseSegmentsLocked picks the segments to share with other versions: those with the most bytes in common, few enough

@@ -52,7 +52,8 @@ const (
 	tablePrefix   = "t-"
 	segmentPrefix = "s-"
 
-	// dedupBytes is the size from which a tensor is looked for in other versions; smaller ones are simply written.
+	// dedupBytes is the size from which a tensor is looked for in all other versions; smaller ones only in the segments that
+	// are shared for the larger ones, and a version costs no segment more for them.
 	dedupBytes = 64 << 10
 	// maxSegments is how many files a worker maps for one version.
 	maxSegments = 8
@@ -156,6 +157,7 @@ type version struct {
 	segs     []*segment // in the order of the table
 	used     []uint64   // bytes of each that this version uses
 	rows     []rowPlace // tensors of dedupBytes or more, to forget them in content
+	small    []rowPlace // the others, for versions that share their segment
 	created  time.Time  // when it was first named here
 	leases   int
 	deleted  bool
@@ -441,8 +443,11 @@ func newVersion(m *manifest.Manifest, digest manifest.Digest, file string, table
 			continue
 		}
 		v.used[locs[i].Segment] += size
+		r := rowPlace{m.Tensors[i].SHA256, size, place{segs[locs[i].Segment], locs[i].Offset}}
 		if size >= dedupBytes {
-			v.rows = append(v.rows, rowPlace{m.Tensors[i].SHA256, size, place{segs[locs[i].Segment], locs[i].Offset}})
+			v.rows = append(v.rows, r)
+		} else {
+			v.small = append(v.small, r)
 		}
 	}
 	return v

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -31,6 +32,36 @@ type DraftTensor struct {
 	Data  io.ReaderAt // the plain bytes, from 0; read more than once, from several goroutines
 }
 
+// ValueRows is the draft with the bytes of its large values (see RowValueBytes) as tensors, named by the path of the value. The
+// draft is not changed, and is the result where there are none.
+func (d *Draft) ValueRows() *Draft {
+	moved := &Draft{Tensors: slices.Clip(d.Tensors)}
+	moved.Root = moved.moveValues(d.Root, "", 0)
+	if len(moved.Tensors) == len(d.Tensors) {
+		return d
+	}
+	return moved
+}
+
+func (d *Draft) moveValues(n *Node, path string, depth int) *Node {
+	if n == nil || depth > MaxDepth { // left to Check
+		return n
+	}
+	c := *n
+	if size := len(n.Value); n.Kind == Value && n.Params == nil && size >= RowValueBytes && size <= MaxValueBytes {
+		c.Params, c.Value = []Param{{valueParam, len(d.Tensors)}}, nil
+		d.Tensors = append(d.Tensors, DraftTensor{
+			Names: []string{path}, DType: tensor.U8, Shape: tensor.Shape{size}, Role: tensor.Other, Data: bytes.NewReader(n.Value),
+		})
+		return &c
+	}
+	c.Items = slices.Clone(n.Items)
+	for i, it := range c.Items {
+		c.Items[i].Node = d.moveValues(it.Node, Join(path, it.Key), depth+1)
+	}
+	return &c
+}
+
 // Sealed is a draft as a manifest: its canonical form and digest, and the bytes of each of its rows.
 type Sealed struct {
 	Manifest *Manifest
@@ -41,9 +72,10 @@ type Sealed struct {
 	From     []int         // row -> a tensor of the draft with its bytes
 }
 
-// Seal reads and hashes every tensor, on all cores, joins tensors with equal bytes, dtype and shape into one row, and puts
+// Seal reads and hashes every tensor and large value, on all cores, joins tensors with equal bytes, dtype and shape into one row, and puts
 // rows and params in order. progress, when not nil, is told the bytes hashed so far; it is called from several goroutines.
 func (d *Draft) Seal(ctx context.Context, progress func(bytes int)) (*Sealed, error) {
+	d = d.ValueRows()
 	all := make([]int, len(d.Tensors))
 	for i := range all {
 		all[i] = i
@@ -63,7 +95,7 @@ type identity struct {
 }
 
 // SealWith is Seal with the tensors' digests known; a zero digest is a pending row, joined with no other. The draft is not
-// changed and may be sealed again.
+// changed and may be sealed again. Large values must be rows already (ValueRows).
 func (d *Draft) SealWith(sums []Digest) (*Sealed, error) {
 	type row struct {
 		Tensor

@@ -22,8 +22,8 @@ import (
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
-// Format is the version of the canonical form. A manifest of another format is refused.
-const Format = 1
+// Format is the version of the canonical form. A manifest of another format is refused. In format 1 all values stood in it.
+const Format = 2
 
 // Limits of one version. A manifest over them is refused before anything is allocated for it.
 const (
@@ -34,6 +34,13 @@ const (
 	MaxBytes      = 128 << 20 // canonical form
 	MaxValueBytes = 64 << 20  // one value node
 )
+
+// RowValueBytes is the size from which the bytes of a value are a row among the tensors, U8 and one-dimensional, instead of
+// standing in the tree: so versions share a tokenizer's file as they share weights. It is part of the canonical form.
+const RowValueBytes = 64 << 10
+
+// valueParam is what such a value calls its row.
+const valueParam = "bytes"
 
 // Digest is a SHA-256.
 type Digest [sha256.Size]byte
@@ -98,7 +105,7 @@ const (
 	Module NodeKind = 1 // has a registered kind, a config, tensors, and modules inside it
 	List   NodeKind = 2 // its items are named 0, 1, 2, ...
 	Dict   NodeKind = 3 // a map, a struct, a directory
-	Value  NodeKind = 4 // bytes that each worker copies
+	Value  NodeKind = 4 // bytes that each worker copies, or that lie in a row
 	Ref    NodeKind = 5 // the module at another path, once more
 )
 
@@ -122,9 +129,17 @@ type Node struct {
 	Items []Item // Module: children in order. List: in order. Dict: sorted by key
 
 	MediaType string // Value: "application/json" for plain fields
-	Value     []byte // Value
+	Value     []byte // Value: of less than RowValueBytes; those of larger ones are the row that its only param points at
 
 	Ref string // Ref: path of a module that comes earlier in the tree
+}
+
+// ValueRow is the row that holds the bytes of a value of RowValueBytes and more.
+func (n *Node) ValueRow() (row int, ok bool) {
+	if n.Kind != Value || len(n.Params) != 1 {
+		return 0, false
+	}
+	return n.Params[0].Tensor, true
 }
 
 // Param binds a module's own name of a tensor to its row.
@@ -183,7 +198,7 @@ type (
 // MarshalJSON writes the node's canonical form.
 func (n *Node) MarshalJSON() ([]byte, error) {
 	j := nodeJSON{Node: n.Kind.String(), Impl: n.Impl, Config: n.Config, Params: n.Params, Items: n.Items, MediaType: n.MediaType, Ref: n.Ref}
-	if n.Kind == Value {
+	if n.Kind == Value && n.Params == nil {
 		v := n.Value
 		if v == nil {
 			v = []byte{}
@@ -381,7 +396,8 @@ func (c *checker) node(n *Node, path string, depth int) error {
 	if c.nodes++; c.nodes > MaxNodes {
 		return fmt.Errorf("%s: more than %d nodes", at, MaxNodes)
 	}
-	if (n.Kind != Module && (n.Config != nil || n.Params != nil)) ||
+	if (n.Kind != Module && n.Config != nil) ||
+		(n.Kind != Module && n.Kind != Value && n.Params != nil) ||
 		(n.Kind != Module && n.Kind != Dict && n.Impl != "") ||
 		(n.Kind != Value && (n.MediaType != "" || n.Value != nil)) ||
 		(n.Kind != Ref && n.Ref != "") ||
@@ -401,8 +417,8 @@ func (c *checker) node(n *Node, path string, depth int) error {
 		if n.MediaType == "" || len(n.MediaType) > 128 || !utf8.ValidString(n.MediaType) {
 			return fmt.Errorf("%s: a value needs a media type", at)
 		}
-		if len(n.Value) > MaxValueBytes {
-			return fmt.Errorf("%s: value of %d bytes is over the limit of %d", at, len(n.Value), MaxValueBytes)
+		if err := c.value(n, at); err != nil {
+			return err
 		}
 	case Ref:
 		if !c.modules[n.Ref] {
@@ -457,6 +473,33 @@ func (c *checker) module(n *Node, at string) error {
 			return fmt.Errorf("%s: parameter %s points at tensor %d of %d", at, quote(p.Name), p.Tensor, len(c.used))
 		}
 		c.used[p.Tensor] = true
+	}
+	return nil
+}
+
+// value holds a value to its one spelling: small ones stand in the tree, large ones in a row.
+func (c *checker) value(n *Node, at string) error {
+	size := len(n.Value)
+	if n.Params != nil {
+		if len(n.Params) != 1 || n.Params[0].Name != valueParam || n.Value != nil {
+			return fmt.Errorf("%s: a value whose bytes lie in a row has one parameter %q and nothing else", at, valueParam)
+		}
+		row := n.Params[0].Tensor
+		if row < 0 || row >= len(c.used) {
+			return fmt.Errorf("%s: the value points at tensor %d of %d", at, row, len(c.used))
+		}
+		t := &c.m.Tensors[row]
+		if t.DType != tensor.U8 || len(t.Shape) != 1 {
+			return fmt.Errorf("%s: the value's bytes are a tensor %v %v, and not a row of U8", at, t.DType, t.Shape)
+		}
+		c.used[row] = true
+		size = t.Bytes()
+	}
+	switch {
+	case size > MaxValueBytes:
+		return fmt.Errorf("%s: value of %d bytes is over the limit of %d", at, size, MaxValueBytes)
+	case (size >= RowValueBytes) != (n.Params != nil):
+		return fmt.Errorf("%s: value of %d bytes: from %d on they lie in a row, and in the tree below", at, size, RowValueBytes)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -127,11 +128,12 @@ func TestDecodeRefuses(t *testing.T) {
 		{"not JSON", "safetensors", "invalid character"},
 		{"a space", swap(`,"root"`, `, "root"`), "canonical"},
 		{"trailing text", good + " ", "canonical"},
-		{"unknown field", swap(`{"format":1`, `{"extra":1,"format":1`), "extra"},
-		{"duplicate key", swap(`{"format":1`, `{"format":1,"format":1`), "canonical"},
+		{"unknown field", swap(`{"format":2`, `{"extra":1,"format":2`), "extra"},
+		{"duplicate key", swap(`{"format":2`, `{"format":2,"format":2`), "canonical"},
 		{"folded case", swap(`"dtype"`, `"DType"`), "canonical"},
-		{"newer format", swap(`"format":1`, `"format":2`), "format 2"},
-		{"no root", `{"format":1,"root":null,"tensors":[]}`, "no root"},
+		{"older format", swap(`"format":2`, `"format":1`), "format 1"},
+		{"newer format", swap(`"format":2`, `"format":3`), "format 3"},
+		{"no root", `{"format":2,"root":null,"tensors":[]}`, "no root"},
 		{"unknown dtype", swap(`"F32"`, `"F31"`), "F31"},
 		{"unknown role", swap(`"linear"`, `"bilinear"`), "bilinear"},
 		{"null dimension", swap(`[2,2]`, `[null,2]`), "canonical"},
@@ -157,6 +159,70 @@ func TestDecodeRefuses(t *testing.T) {
 				t.Errorf("got %v, want an error with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// withValue is a draft that has a value of n bytes beside a layer, as a directory has a tokenizer.
+func withValue(n int) *Draft {
+	return &Draft{
+		Root: &Node{Kind: Dict, Items: []Item{
+			{"layer", &Node{Kind: Module, Impl: "nn.Linear", Config: json.RawMessage(`{}`), Params: []Param{{"weight", 0}}}},
+			{"tokenizer.json", &Node{Kind: Value, MediaType: "application/json", Value: bytes.Repeat([]byte("x"), n)}},
+		}},
+		Tensors: []DraftTensor{filled(1, "layer.weight")},
+	}
+}
+
+func TestLargeValuesAreRows(t *testing.T) {
+	if small := seal(t, withValue(RowValueBytes-1)); len(small.Manifest.Tensors) != 1 {
+		t.Errorf("a value of %d bytes is a row", RowValueBytes-1)
+	}
+	d := withValue(RowValueBytes)
+	s := seal(t, d)
+	if len(d.Tensors) != 1 || d.Root.Items[1].Node.Params != nil {
+		t.Error("the draft was changed")
+	}
+	if again := seal(t, d.ValueRows()); again.Digest != s.Digest {
+		t.Error("a draft whose values are rows already has another digest")
+	}
+	if len(s.Encoded) > 2000 {
+		t.Errorf("a manifest of %d bytes", len(s.Encoded))
+	}
+	m, _, err := Decode(s.Encoded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := m.Root.Items[1].Node
+	row, ok := n.ValueRow()
+	if !ok || n.Value != nil || n.MediaType != "application/json" {
+		t.Fatalf("the node is %+v", n)
+	}
+	r := m.Tensors[row]
+	if r.Names[0] != `["tokenizer.json"]` || r.DType != tensor.U8 || r.Bytes() != RowValueBytes || r.SHA256 != sha256.Sum256(d.Root.Items[1].Node.Value) {
+		t.Errorf("the row is %+v", r)
+	}
+	raw, err := io.ReadAll(io.NewSectionReader(s.Data[row], 0, RowValueBytes+1))
+	if err != nil || !bytes.Equal(raw, d.Root.Items[1].Node.Value) {
+		t.Errorf("%d bytes, %v", len(raw), err)
+	}
+
+	good := string(s.Encoded)
+	for _, tt := range []struct{ name, old, new, want string }{
+		{"short row", "[65536]", "[65535]", "from 65536 on"},
+		{"huge row", "[65536]", "[67108865]", "limit"},
+		{"two dimensions", "[65536]", "[65536,1]", "row of U8"},
+		{"other dtype", `"U8"`, `"F32"`, "row of U8"},
+		{"other parameter", `"name":"bytes"`, `"name":"data"`, `one parameter "bytes"`},
+		{"bytes and a row", `"media_type"`, `"value":"eA==","media_type"`, `one parameter "bytes"`},
+		{"row out of range", `"tensor":0`, `"tensor":2`, "tensor 2 of 2"},
+	} {
+		if _, _, err := Decode([]byte(strings.Replace(good, tt.old, tt.new, 1))); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want an error with %q", tt.name, err, tt.want)
+		}
+	}
+	large := strings.Replace(string(seal(t, withValue(3)).Encoded), `"eHh4"`, `"`+base64.StdEncoding.EncodeToString(make([]byte, RowValueBytes))+`"`, 1)
+	if _, _, err := Decode([]byte(large)); err == nil || !strings.Contains(err.Error(), "in a row") {
+		t.Errorf("a large value in the tree: %v", err)
 	}
 }
 

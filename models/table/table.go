@@ -5,7 +5,7 @@
 // table is an error and never a read outside the mapping. The file is also the daemon's own record of the version: the
 // whole manifest can be read back ([Table.Manifest]).
 //
-// # Layout, version 1
+// # Layout, version 2
 //
 // All numbers are little-endian. A string is {offset u32, length u32} into the string section.
 //
@@ -22,7 +22,8 @@
 //	nodes    key, impl, config, media type, value, ref: strings;
 //	         first param u32, params u32, end u32, kind u8, 0 [3]             64
 //	         in preorder; the children of i are i+1, then its end, ... below end(i)
-//	params   name string, tensor u32, 0 u32; sorted by name in each node       16
+//	params   name string, tensor u32, 0 u32; sorted by name in each node;      16
+//	         a large value has one, the row with its bytes
 //	strings  bytes                                                             1
 package table
 
@@ -42,7 +43,7 @@ import (
 )
 
 // Version of the layout. A table of another version is refused with both numbers.
-const Version = 1
+const Version = 2
 
 const magic = "ZCTABLE1"
 
@@ -459,8 +460,17 @@ func (n Node) Config() []byte { return n.field(nodeConfig) }
 // MediaType is a value's media type.
 func (n Node) MediaType() string { return string(n.field(nodeMedia)) }
 
-// Value is a value's bytes.
+// Value is the bytes of a value that stand in the table. Those of a large one lie in a row.
 func (n Node) Value() []byte { return n.field(nodeValue) }
+
+// ValueRow is the row that holds the bytes of a large value.
+func (n Node) ValueRow() (row int, ok bool) {
+	if n.Kind() != manifest.Value || n.Params() == 0 {
+		return 0, false
+	}
+	_, row, err := n.Param(0)
+	return row, err == nil
+}
 
 // Ref is the path that a ref node refers to.
 func (n Node) Ref() string { return string(n.field(nodeValue)) }
@@ -579,7 +589,9 @@ func (t *Table) node(n Node, depth int, budget *int) (*manifest.Node, error) {
 	case manifest.Module:
 		out.Config = json.RawMessage(bytes.Clone(n.Config()))
 	case manifest.Value:
-		out.Value = append([]byte{}, n.Value()...)
+		if n.Params() == 0 {
+			out.Value = append([]byte{}, n.Value()...)
+		}
 	case manifest.Ref:
 		out.Ref = n.Ref()
 	}
