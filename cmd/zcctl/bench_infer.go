@@ -48,7 +48,7 @@ func benchInferCmd(a *app) *cobra.Command {
 	var ops bool
 	window := 3 * time.Second
 	cmd := &cobra.Command{
-		Use: "infer REF", Short: "Forward passes of a stored encoder, by shape", Long: benchInferHelp, Example: benchInferExample,
+		Use: "infer REF", Short: "Forward passes of a stored encoder, by shape", GroupID: groupDaemon, Long: benchInferHelp, Example: benchInferExample,
 		Args: args(false, "REF"), ValidArgsFunction: a.completeRefs(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			ctx, cancel := a.within(cmd.Context(), 0)

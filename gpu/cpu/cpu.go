@@ -48,12 +48,15 @@ type Device struct {
 
 // New makes a device. Options.Threads 0 is $ZCSTORE_THREADS, and without that what GOMAXPROCS says, which Go takes from
 // the affinity mask and the cgroup's limit.
-func New(o gpu.Options) (*Device, error) {
+func New(o gpu.Options) (*Device, error) { return NewTier(os.Getenv("ZCSTORE_CPU"), o) }
+
+// NewTier is New with one of [Tiers]; "" is the fastest.
+func NewTier(name string, o gpu.Options) (*Device, error) {
 	n, err := threads(o.Threads)
 	if err != nil {
 		return nil, err
 	}
-	k, err := tier()
+	k, err := tier(name)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +68,7 @@ func New(o gpu.Options) (*Device, error) {
 // Default is the device that a program uses when it names none. It is not closed.
 var Default = sync.OnceValue(func() *Device {
 	n, err := threads(0)
-	k, kerr := tier()
+	k, kerr := tier(os.Getenv("ZCSTORE_CPU"))
 	d := newDevice(max(n, 1), k, 0)
 	d.err = errors.Join(err, kerr)
 	return d

@@ -2,7 +2,6 @@ package cpu
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/zcstore/zcstore/gpu"
@@ -162,9 +161,8 @@ func Tiers() []string {
 	return append(names, "go")
 }
 
-// tier is the kernels that a new device uses: the fastest, or what $ZCSTORE_CPU names. nil is plain Go.
-func tier() (*kernels, error) {
-	want := os.Getenv("ZCSTORE_CPU")
+// tier is the kernels that a new device uses: those of the name, or for "" the fastest. nil is plain Go.
+func tier(want string) (*kernels, error) {
 	for _, k := range tiers {
 		if want == "" || want == k.name {
 			return k, nil

@@ -39,6 +39,10 @@ func (d *Device) divide(w *gpu.Weight, n, rows int) chunks {
 	if p.form != 0 {
 		bytes = d.k.of(p.form).lineBytes * p.size.Lines()
 		c.rows = min(rows, cached(bytes))
+		if rows <= 6 { // the weight streams through: in long pieces, for its beginning is not fetched ahead
+			c.cols = max(c.cols, w.N/(4*d.threads)/c.cols*c.cols)
+			return c
+		}
 	}
 	for c.cols > lanes && c.cols*bytes > chunkBytes || c.cols > 2*lanes && n < 2*c.cols*d.threads {
 		c.cols /= 2

@@ -1,5 +1,5 @@
-// Package bench measures what models reach on this machine, for zcctl bench. A figure is never alone: each row has, of the same
-// minute, what the cores reach in nothing but multiply-adds.
+// Package bench measures what models and kernels reach on this machine, for zcctl bench. A figure is never alone: each row has,
+// of the same minute, what the cores reach in nothing but multiply-adds, or what memory gives to who only reads it.
 package bench
 
 import (

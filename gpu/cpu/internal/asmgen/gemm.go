@@ -15,7 +15,8 @@ import "fmt"
 // one rounding for the last two.
 //
 // Registers: DI tile; R8, R10, R11, R12 rows 0, 3, 6, 9 of a, R9 from row to row; BX panels, DX from panel to panel,
-// R13 three times that; SI from line to line; CX lines.
+// R13 three times that; SI from line to line; CX lines, AX those after them; R14 what to
+// fetch.
 func (g *isa) gemm(p *product, rows, panels int) {
 	per := 16 / g.lanes // registers in a panel's line
 	cols := panels * per
@@ -82,8 +83,9 @@ func (g *isa) gemm(p *product, rows, panels int) {
 		g.op("KMOVW AX, K1")
 	}
 
-	l := g.newLabels("plain", "begin", "loop", "rest", "last", "done", "store", "unbiased")
+	l := g.newLabels("plain", "begin", "loop", "rest", "last", "done", "store", "unbiased", "part", "end")
 	plain, begin, loop, rest, last, done, store, unbiased := l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7]
+	part, end := l[8], l[9]
 	if p.scaled {
 		g.op("MOVQ tile_k(DI), CX")
 		g.op("SHLQ $6, CX")
@@ -119,16 +121,17 @@ func (g *isa) gemm(p *product, rows, panels int) {
 		g.label(begin)
 	}
 	// How far ahead panels are fetched. Weights that come from memory need some 100 ns, and few rows leave little time: 512
-	// and 1024 bytes gained nothing. Fetching what is there already, or past the end, costs next to nothing.
+	// and 1024 bytes gained nothing. Fetching what is there already, or past the end, costs next to nothing. When the last
+	// lines are fetched, the first ones of the panels that follow these are next.
 	const ahead = 4096
 	unroll := 4
 	if p.name != "F32" && rows*panels > 8 {
 		unroll = 2 / len(p.parts) // there are fewer lines, and the code is as long
 	}
 	step := func(u int) {
-		for part, offset := range p.parts {
+		for i, offset := range p.parts {
 			for j := range cols {
-				p.line(g, part, at("BX", j), g.v(line(j)))
+				p.line(g, i, at("BX", j), g.v(line(j)))
 			}
 			for i := range rows {
 				s := spread()
@@ -139,11 +142,19 @@ func (g *isa) gemm(p *product, rows, panels int) {
 			}
 		}
 		for panel := range panels {
-			g.op("PREFETCHT0 %s", of("BX", panel, ahead))
+			g.op("PREFETCHT0 %s", of("R14", panel, 0))
 		}
 		g.op("ADDQ SI, BX")
+		g.op("ADDQ SI, R14")
 	}
+	g.op("LEAQ %d(BX), R14", ahead)
 	g.op("MOVQ tile_k(DI), CX")
+	g.op("XORL AX, AX")
+	g.op("CMPQ CX, $%d", ahead/64)
+	g.op("JLE %s", part)
+	g.op("SUBQ $%d, CX", ahead/64)
+	g.op("MOVQ $%d, AX", ahead/64)
+	g.label(part)
 	if unroll > 1 {
 		g.op("SUBQ $%d, CX", unroll)
 		g.op("JLT %s", rest)
@@ -158,7 +169,7 @@ func (g *isa) gemm(p *product, rows, panels int) {
 		g.op("JGE %s", loop)
 		g.label(rest)
 		g.op("ADDQ $%d, CX", unroll)
-		g.op("JZ %s", done)
+		g.op("JZ %s", end)
 	}
 	g.label(last)
 	step(0)
@@ -167,6 +178,18 @@ func (g *isa) gemm(p *product, rows, panels int) {
 	}
 	g.op("DECQ CX")
 	g.op("JNZ %s", last)
+	g.label(end)
+	g.op("MOVQ AX, CX")
+	g.op("TESTQ AX, AX")
+	g.op("JZ %s", done)
+	g.op("MOVQ tile_k(DI), AX")
+	g.op("IMULQ SI, AX")
+	g.op("SUBQ AX, R14")
+	for range panels {
+		g.op("ADDQ DX, R14")
+	}
+	g.op("XORL AX, AX")
+	g.op("JMP %s", part)
 	g.label(done)
 	if p.scaled { // BX is at the scales of the panels
 		if !g.wide {
