@@ -198,7 +198,7 @@ var benchDef = worker.Define("e2e.bench", func(ctx context.Context, a benchArgs)
 		if err != nil {
 			return nil, err
 		}
-		w.tok, w.model = p.Tokenize, p.Model()
+		w.tok, w.model = p.Tokenize, p.Model().(*bert.Model)
 		return w, nil
 	}
 	return w, w.private(a.Dir)

@@ -160,11 +160,11 @@ func encoderOf(m *client.Model, d gpu.Device) (*bert.Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch mod := mod.(type) {
-	case *bert.Model:
-		return mod, nil
-	case *text.Pipeline:
-		return mod.Model(), nil
+	if p, ok := mod.(*text.Pipeline); ok {
+		mod = p.Model()
+	}
+	if m, ok := mod.(*bert.Model); ok {
+		return m, nil
 	}
 	kind := mod.Spec().Kind
 	return nil, zcerr.New(zcerr.Unsupported, "it is a %s, not an encoder of texts", strings.TrimSpace(kind)).WithHint("zcctl show %s", m.Ref())

@@ -14,6 +14,7 @@ package bert
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -38,6 +39,8 @@ type Model struct {
 
 	pooler     *gpu.Group // [hidden_size, hidden_size], or nil
 	classifier *gpu.Group // [labels, hidden_size], or nil
+	tokens     *gpu.Group // [labels, hidden_size], for each token, or nil
+	masked     *masked    // or nil
 }
 
 // norm is a layer norm over hidden_size.
@@ -59,10 +62,14 @@ type head int
 const (
 	base head = iota
 	classification
+	tokenClassification
+	questionAnswering
+	maskedLM
 )
 
 // heads are the values of architectures. Another head is an entry here, its weights in Load, and a method beside Classify.
-var heads = map[string]head{"BertModel": base, "BertForSequenceClassification": classification}
+var heads = map[string]head{"BertModel": base, "BertForSequenceClassification": classification,
+	"BertForTokenClassification": tokenClassification, "BertForQuestionAnswering": questionAnswering, "BertForMaskedLM": maskedLM}
 
 func (c *Config) head() (head, error) {
 	if len(c.Architectures) == 0 {
@@ -70,7 +77,7 @@ func (c *Config) head() (head, error) {
 	}
 	h, ok := heads[c.Architectures[0]]
 	if !ok {
-		return 0, &ConfigError{"architectures", c.Architectures[0], "BertModel or BertForSequenceClassification"}
+		return 0, &ConfigError{"architectures", c.Architectures[0], fmt.Sprintf("one of %v", slices.Sorted(maps.Keys(heads)))}
 	}
 	return h, nil
 }

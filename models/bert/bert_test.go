@@ -28,7 +28,7 @@ func TestConfigIsStrict(t *testing.T) {
 		{`{"position_embedding_type": "relative_key"}`, "position_embedding_type", gpu.ErrUnsupported, zcerr.Unsupported},
 		{`{"hidden_act": "quick_gelu"}`, "hidden_act", gpu.ErrUnsupported, zcerr.Unsupported},
 		{`{"model_type": "roberta"}`, "model_type", gpu.ErrUnsupported, zcerr.Unsupported},
-		{`{"architectures": ["BertForQuestionAnswering"]}`, "architectures", gpu.ErrUnsupported, zcerr.Unsupported},
+		{`{"architectures": ["BertForMultipleChoice"]}`, "architectures", gpu.ErrUnsupported, zcerr.Unsupported},
 		{`{"is_decoder": true}`, "is_decoder", gpu.ErrUnsupported, zcerr.Unsupported},
 		{`{"add_cross_attention": true}`, "add_cross_attention", gpu.ErrUnsupported, zcerr.Unsupported},
 		{`{"num_attention_heads": 7}`, "num_attention_heads", gpu.ErrShape, zcerr.Invalid},

@@ -212,8 +212,15 @@ func Load(dev gpu.Device, c Config, src Weights) (*Model, error) {
 	if head == classification || l.have[p+"pooler.dense.weight"] {
 		m.pooler = l.group(h, h, p+"pooler.dense")
 	}
-	if head == classification {
+	switch head {
+	case classification:
 		m.classifier = l.group(c.Labels(), h, "classifier")
+	case tokenClassification:
+		m.tokens = l.group(c.Labels(), h, "classifier")
+	case questionAnswering:
+		m.tokens = l.group(2, h, "qa_outputs")
+	case maskedLM:
+		m.masked = l.masked(&c)
 	}
 	if err := l.finish(); err != nil {
 		return nil, fmt.Errorf("bert: %w", err)

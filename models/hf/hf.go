@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/zcstore/zcstore/models/arch"
@@ -92,48 +91,59 @@ func (im *Import) directory(dir string) error {
 	if err != nil {
 		return err
 	}
-	modelDir := dir
-	for _, m := range modules {
-		if m.kind() == "Transformer" {
-			modelDir = filepath.Join(dir, filepath.FromSlash(m.Path))
-		}
+	root := &manifest.Node{Kind: manifest.Module, Impl: text.Kind}
+	im.Draft = &manifest.Draft{Root: root}
+	var cfg text.Config
+	config := "" // the file that the model's sizes are from
+	if len(modules) > 0 && modules[0].kind() == staticKind {
+		err = im.static(root, filepath.Join(dir, filepath.FromSlash(modules[0].Path)), &cfg)
+	} else {
+		config, err = im.transformer(root, dir, modules, &cfg)
 	}
-	config, err := readConfig(modelDir)
 	if err != nil {
 		return err
 	}
-	a, ok := arch.Find(config.ModelType)
-	if !ok {
-		return zcerr.New(zcerr.Unsupported, "%s: model_type %q is not supported", filepath.Join(modelDir, "config.json"), config.ModelType).
-			WithHint("supported are: %s", strings.Join(arch.Types(), ", "))
-	}
-	cfg := text.Config{Task: task(config, modules)}
-	root := &manifest.Node{Kind: manifest.Module, Impl: text.Kind}
-	im.Draft = &manifest.Draft{Root: root}
-	model := &manifest.Node{Kind: manifest.Module, Impl: a.Kind, Config: config.canonical}
-	w := weights{im: im}
-	if err := w.directory(modelDir); err != nil {
-		return err
-	}
-	w.into(model, "", a.Roles)
-	root.Items = append(root.Items, manifest.Item{Key: text.PartModel, Node: model})
-	if err := im.tokenizer(root, modelDir, config, &cfg); err != nil {
-		return err
-	}
-	for _, m := range modules {
-		if m.kind() == "Transformer" {
-			continue
-		}
-		node, err := m.node(dir)
+	for _, m := range modules[min(1, len(modules)):] {
+		node, err := im.module(m, dir)
 		if err != nil {
 			return err
 		}
-		root.Items = append(root.Items, manifest.Item{Key: strconv.Itoa(m.Idx) + "_" + m.kind(), Node: node})
+		root.Items = append(root.Items, manifest.Item{Key: m.key(), Node: node})
+	}
+	if err := readPrompts(dir, &cfg); err != nil {
+		return err
 	}
 	if root.Config, err = canonical(cfg); err != nil {
 		return err
 	}
-	return w.verify(dir, config.path, root)
+	return im.verify(dir, config, root)
+}
+
+// transformer adds the model of a directory and its tokenizer, and says which config.json they are of.
+func (im *Import) transformer(root *manifest.Node, dir string, modules []module, cfg *text.Config) (string, error) {
+	if len(modules) > 0 {
+		dir = filepath.Join(dir, filepath.FromSlash(modules[0].Path))
+	}
+	config, err := readConfig(dir)
+	if err != nil {
+		return "", err
+	}
+	a, ok := arch.Find(config.ModelType)
+	if !ok {
+		return "", zcerr.New(zcerr.Unsupported, "%s: model_type %q is not supported", config.path, config.ModelType).
+			WithHint("supported are: %s", strings.Join(arch.Types(), ", "))
+	}
+	if err := config.task(modules, cfg); err != nil {
+		return "", err
+	}
+	model := &manifest.Node{Kind: manifest.Module, Impl: a.Kind, Config: config.canonical}
+	w := weights{im: im}
+	if err := w.directory(dir); err != nil {
+		return "", err
+	}
+	w.into(model, "", a.Roles)
+	root.Items = append(root.Items, manifest.Item{Key: text.PartModel, Node: model})
+	return config.path, im.tokenizer(root, dir, config, cfg)
 }
 
 func canonical(v any) (json.RawMessage, error) {
@@ -149,10 +159,20 @@ type config struct {
 	ModelType     string            `json:"model_type"`
 	Architectures []string          `json:"architectures"`
 	MaxPositions  int               `json:"max_position_embeddings"`
+	PadToken      int               `json:"pad_token_id"`
 	VocabSize     int               `json:"vocab_size"`
 	ID2Label      map[string]string `json:"id2label"`
-	path          string
-	canonical     json.RawMessage
+	NumLabels     int               `json:"num_labels"`
+	ProblemType   string            `json:"problem_type"`
+
+	// How a cross-encoder makes scores, now and in older files.
+	SentenceTransformers struct {
+		Activation string `json:"activation_fn"`
+	} `json:"sentence_transformers"`
+	CrossEncoderActivation string `json:"sbert_ce_default_activation_function"`
+
+	path      string
+	canonical json.RawMessage
 }
 
 func readConfig(dir string) (*config, error) {
@@ -164,7 +184,7 @@ func readConfig(dir string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &config{path: path, MaxPositions: 512} // BERT's, as for every key left out
+	c := &config{path: path, MaxPositions: 512, PadToken: 1} // BERT's, as for every key left out
 	if err := json.Unmarshal(b, c); err != nil {
 		return nil, badJSON(path, err)
 	}
@@ -193,17 +213,4 @@ func readSmall(path string) ([]byte, error) {
 		return nil, cannotRead(path, err)
 	}
 	return b, nil
-}
-
-// task is what the directory is for: its modules and architectures say it.
-func task(c *config, modules []module) string {
-	if len(modules) > 0 {
-		return text.Embed
-	}
-	for _, a := range c.Architectures {
-		if strings.HasSuffix(a, "ForSequenceClassification") {
-			return text.Classify
-		}
-	}
-	return text.Encode
 }

@@ -15,7 +15,9 @@ import (
 // torchFile is what torch.save writes of tensors. aliases are further names: alias -> name.
 func torchFile(t *testing.T, list []safetensors.Named, aliases map[string]string) string {
 	t.Helper()
-	text := func(s string) string { return string(binary.LittleEndian.AppendUint32([]byte("X"), uint32(len(s)))) + s }
+	text := func(s string) string {
+		return string(binary.LittleEndian.AppendUint32([]byte("X"), uint32(len(s)))) + s
+	}
 	number := func(n int) string { return string(binary.LittleEndian.AppendUint32([]byte("J"), uint32(n))) }
 	class := map[string]string{"F32": "FloatStorage", "I64": "LongStorage"}
 	var out, p bytes.Buffer

@@ -16,10 +16,10 @@ import (
 
 // verify builds the pipeline on memory that stands for the files' bytes and throws it away: a directory whose weights do not
 // fit its config is refused at put, not in the first worker. Building reads names, shapes and dtypes, and no weight.
-func (w *weights) verify(dir, config string, root *manifest.Node) error {
+func (im *Import) verify(dir, config string, root *manifest.Node) error {
 	largest := 1
-	for i := range w.im.Draft.Tensors {
-		largest = max(largest, bytesOf(&w.im.Draft.Tensors[i]))
+	for i := range im.Draft.Tensors {
+		largest = max(largest, bytesOf(&im.Draft.Tensors[i]))
 	}
 	// Zeros that cost no memory, as many as the largest tensor needs: a file's own tensors need not be aligned.
 	zeros, err := unix.Mmap(-1, 0, largest, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -27,7 +27,7 @@ func (w *weights) verify(dir, config string, root *manifest.Node) error {
 		return fmt.Errorf("map %d bytes: %w", largest, err)
 	}
 	defer unix.Munmap(zeros)
-	_, err = models.Build(root.Impl, &draftSource{w: w, config: config, zeros: zeros, n: root})
+	_, err = models.Build(root.Impl, &draftSource{im: im, config: config, zeros: zeros, n: root})
 	return zcerr.Wrap("import", dir, err)
 }
 
@@ -39,7 +39,7 @@ func bytesOf(t *manifest.DraftTensor) int {
 
 // draftSource is a module of a draft as its constructor sees it.
 type draftSource struct {
-	w      *weights
+	im     *Import
 	config string // the config.json that the model's config is from
 	zeros  []byte
 	n      *manifest.Node
@@ -63,7 +63,7 @@ func (s *draftSource) Config(into any) error {
 func (s *draftSource) find(name string) (*manifest.DraftTensor, bool) {
 	for _, p := range s.n.Params {
 		if p.Name == name {
-			return &s.w.im.Draft.Tensors[p.Tensor], true
+			return &s.im.Draft.Tensors[p.Tensor], true
 		}
 	}
 	return nil, false
@@ -107,7 +107,7 @@ func (s *draftSource) Child(name string) (models.Module, error) {
 		return nil, zcerr.New(zcerr.Invalid, "%s has no part %s", s.Path(), name)
 	}
 	path := strings.TrimPrefix(s.path+"."+name, ".")
-	return models.Build(n.Impl, &draftSource{w: s.w, config: s.config, zeros: s.zeros, n: n, path: path})
+	return models.Build(n.Impl, &draftSource{im: s.im, config: s.config, zeros: s.zeros, n: n, path: path})
 }
 
 func (s *draftSource) Value(name string) ([]byte, bool) {

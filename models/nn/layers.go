@@ -97,6 +97,9 @@ func (l *Linear) Spec() models.Spec {
 // Forward implements Layer.
 func (l *Linear) Forward(x *Tensor) (*Tensor, error) { return forward(x, l) }
 
+// Size is the width of what goes in and of what comes out.
+func (l *Linear) Size() (in, out int) { return l.in, l.out }
+
 func (l *Linear) params() []*param {
 	if l.bias == nil {
 		return []*param{l.weight}
@@ -285,6 +288,9 @@ func loadEmbedding(src models.Source) (models.Module, error) {
 func (l *Embedding) Spec() models.Spec {
 	return models.Spec{Kind: "nn.Embedding", Config: embeddingConfig{l.n, l.dim}, Params: specs(l.params())}
 }
+
+// Size is the number of rows and their width.
+func (l *Embedding) Size() (n, dim int) { return l.n, l.dim }
 
 func (l *Embedding) params() []*param   { return []*param{l.weight} }
 func (l *Embedding) ready() error       { return l.err }

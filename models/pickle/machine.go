@@ -95,10 +95,9 @@ func (m *machine) bytes(n int64) []byte {
 	return b
 }
 
-func (m *machine) byte() byte     { return m.bytes(1)[0] }
-func (m *machine) uint16() int64  { return int64(binary.LittleEndian.Uint16(m.bytes(2))) }
-func (m *machine) uint32() int64  { return int64(binary.LittleEndian.Uint32(m.bytes(4))) }
-func (m *machine) uint64() uint64 { return binary.LittleEndian.Uint64(m.bytes(8)) }
+func (m *machine) byte() byte    { return m.bytes(1)[0] }
+func (m *machine) uint16() int64 { return int64(binary.LittleEndian.Uint16(m.bytes(2))) }
+func (m *machine) uint32() int64 { return int64(binary.LittleEndian.Uint32(m.bytes(4))) }
 func (m *machine) count(n int64) int64 {
 	if n > maxText {
 		m.fail(damaged("a text of %d bytes at byte %d, at most %d are read", n, m.at, maxText))

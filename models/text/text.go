@@ -1,13 +1,15 @@
 // Package text runs text pipelines: tokenizer, encoder, and what comes after it, as one module that is stored and rebuilt
 // whole. What a Hugging Face or sentence-transformers directory is, this is.
+//
+// Each task has a method. A text that is longer than the model takes is cut, and the answer says by how much;
+// [Pipeline.Whole] makes that an error.
 package text
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"slices"
 	"sort"
-	"strconv"
 	"strings"
 
 	"github.com/zcstore/zcstore/models"
@@ -30,85 +32,42 @@ const (
 	PartModel           = "model"
 	PartTokenizer       = "tokenizer.json"
 	PartTokenizerConfig = "tokenizer_config.json"
-	PartVocab           = "vocab.txt"
 )
 
 // FileMedia is the media type of a file that is stored byte for byte.
 const FileMedia = "application/octet-stream"
 
-// The tasks.
-const (
-	Embed    = "embed"    // text in, vector out
-	Classify = "classify" // text in, label and probability out
-	Encode   = "encode"   // an encoder without a head: vectors are the mean of its hidden states
-)
-
-// Config is what a pipeline adds to its parts.
-type Config struct {
-	Task      string `json:"task"`
-	MaxLength int    `json:"max_length"`    // tokens of one text, special ones included; longer texts are cut
-	Lowercase bool   `json:"do_lower_case"` // text is lower-cased before the tokenizer, as sentence-transformers can ask for
-}
-
-// PoolingConfig says how hidden states [tokens, hidden] become one vector [hidden].
-type PoolingConfig struct {
-	Mode string `json:"pooling_mode"` // "mean" or "cls"
-	Dim  int    `json:"word_embedding_dimension"`
-}
-
-// Pooling is the Pooling module of sentence-transformers.
-type Pooling struct{ Config PoolingConfig }
-
-// Spec implements models.Module.
-func (p *Pooling) Spec() models.Spec { return models.Spec{Kind: PoolingKind, Config: p.Config} }
-
-// Normalize is the Normalize module of sentence-transformers: vectors get length 1.
-type Normalize struct{ _ byte }
-
-// Spec implements models.Module.
-func (*Normalize) Spec() models.Spec { return models.Spec{Kind: NormalizeKind} }
-
 func init() {
 	models.Register(Kind, load)
-	models.Register(PoolingKind, func(s models.Source) (models.Module, error) {
-		p := &Pooling{}
-		if err := s.Config(&p.Config); err != nil {
-			return nil, err
-		}
-		if m := p.Config.Mode; m != "mean" && m != "cls" {
-			return nil, zcerr.New(zcerr.Unsupported, "%s: pooling mode %q is not supported (mean and cls are)", s.Path(), m)
-		}
-		return p, nil
-	})
+	models.Register(PoolingKind, loadPooling)
 	models.Register(NormalizeKind, func(models.Source) (models.Module, error) { return &Normalize{}, nil })
 }
 
 // Pipeline is a text pipeline. It is immutable and safe for many goroutines.
 type Pipeline struct {
-	config    Config
-	model     *bert.Model
-	tok       *tokenizer.Tokenizer // nil: the pipeline takes ids
-	pooling   *Pooling             // nil: mean
-	normalize bool
-	steps     []models.Child // after the model, in order
-	values    []models.Value // the tokenizer's files
-	gate      *region.Gate   // of the mapping that the tokenizer's tables lie in; nil: its own memory
+	config  Config
+	model   Encoder
+	hidden  int                  // width of its states
+	tok     *tokenizer.Tokenizer // nil: the pipeline takes ids
+	whole   bool                 // texts are not cut
+	pooling *Pooling
+	layers  []nn.Layer     // what vectors go through behind the pooling
+	steps   []models.Child // pooling and layers, as stored
+	values  []models.Value // the tokenizer's files
+	gate    *region.Gate   // of the mapping that the tokenizer's tables lie in; nil: its own memory
 }
 
 func load(s models.Source) (models.Module, error) {
-	p := &Pipeline{}
+	p := &Pipeline{pooling: &Pooling{PoolingConfig{Modes: Modes{PoolMean}}}}
 	if err := s.Config(&p.config); err != nil {
 		return nil, err
 	}
-	m, err := s.Child(PartModel)
-	if err != nil {
+	var err error
+	if p.model, err = loadEncoder(s); err != nil {
 		return nil, err
 	}
-	model, ok := m.(*bert.Model)
-	if !ok {
-		return nil, zcerr.New(zcerr.Unsupported, "%s: a text pipeline on a %s is not supported", s.Path(), m.Spec().Kind)
-	}
-	p.model = model
+	var maxTokens int
+	p.hidden, maxTokens = size(p.model)
 	if err := p.loadTokenizer(s); err != nil {
 		return nil, err
 	}
@@ -122,38 +81,24 @@ func load(s models.Source) (models.Module, error) {
 		}
 		switch mod := mod.(type) {
 		case *Pooling:
-			if d := mod.Config.Dim; d != 0 && d != model.Config().HiddenSize {
-				return nil, zcerr.New(zcerr.Invalid, "%s.%s: word_embedding_dimension is %d, the model's hidden_size %d", s.Path(), name, d, model.Config().HiddenSize)
+			if len(p.steps) > 0 {
+				return nil, zcerr.New(zcerr.Unsupported, "%s.%s: a pooling behind a %s", s.Path(), name, p.steps[0].Module.Spec().Kind)
+			}
+			if d := mod.Config.Dim; d != 0 && d != p.hidden {
+				return nil, zcerr.New(zcerr.Invalid, "%s.%s: word_embedding_dimension is %d, the model's hidden_size %d", s.Path(), name, d, p.hidden)
 			}
 			p.pooling = mod
-		case *Normalize:
-			p.normalize = true
+		case nn.Layer:
+			p.layers = append(p.layers, mod)
 		default:
 			return nil, zcerr.New(zcerr.Unsupported, "%s.%s: a %s is no step of a text pipeline", s.Path(), name, mod.Spec().Kind)
 		}
 		p.steps = append(p.steps, models.Child{Name: name, Module: mod})
 	}
-	return p, p.check(s.Path())
-}
-
-func (p *Pipeline) check(path string) error {
-	c := p.model.Config()
-	if n := p.config.MaxLength; n < 1 || n > c.MaxPositionEmbeddings {
-		return zcerr.New(zcerr.Invalid, "%s: max_length is %d, the model takes 1 to %d (max_position_embeddings)", path, n, c.MaxPositionEmbeddings)
+	if err := p.config.check(s.Path(), maxTokens); err != nil {
+		return nil, err
 	}
-	switch p.config.Task {
-	case Embed, Encode:
-	case Classify:
-		if b, ok := c.Extra["id2label"]; ok {
-			var names map[string]string
-			if err := json.Unmarshal(b, &names); err != nil {
-				return zcerr.New(zcerr.Invalid, "%s: id2label: %w", path, err)
-			}
-		}
-	default:
-		return zcerr.New(zcerr.Unsupported, "%s: task %q is not supported", path, p.config.Task)
-	}
-	return nil
+	return p, nil
 }
 
 func (p *Pipeline) loadTokenizer(s models.Source) error {
@@ -167,7 +112,7 @@ func (p *Pipeline) loadTokenizer(s models.Source) error {
 		}
 		return b, ok
 	}
-	config, _ := keep(PartTokenizerConfig)
+	keep(PartTokenizerConfig)
 	if ts, ok := s.(models.TableSource); ok {
 		if tables, err = ts.Tables(PartTokenizer); err != nil {
 			return err
@@ -178,37 +123,34 @@ func (p *Pipeline) loadTokenizer(s models.Source) error {
 		p.gate = region.GateOf(tables)
 	} else if ok {
 		tok, err = tokenizer.FromJSON(b)
-	} else if b, ok := keep(PartVocab); ok {
-		tok, err = TokenizerFromVocab(b, config)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.Path(), err)
 	}
 	if tok != nil {
 		// The pipeline's limit overrides the file's, and nothing is padded: texts of a batch lie one behind the other.
-		p.tok = tok.WithTruncation(tokenizer.Truncation{MaxLength: p.config.MaxLength}).WithPadding(tokenizer.Padding{})
+		p.tok = tok.WithTruncation(p.truncation()).WithPadding(tokenizer.Padding{}).WithSpecialTokens(!p.config.NoSpecial)
 	}
 	return nil
 }
 
-// TokenizerFromVocab makes the tokenizer of a directory without tokenizer.json, as its tokenizer_config.json (may be nil)
-// says.
-func TokenizerFromVocab(vocab, config []byte) (*tokenizer.Tokenizer, error) {
-	opt := tokenizer.DefaultVocabOptions()
-	if config != nil {
-		var err error
-		if opt, err = tokenizer.VocabOptionsFromConfig(config); err != nil {
-			return nil, err
-		}
+func (p *Pipeline) truncation() tokenizer.Truncation {
+	t := tokenizer.Truncation{MaxLength: p.config.MaxLength}
+	if p.config.CutLeft {
+		t.Direction = tokenizer.Left
 	}
-	return tokenizer.FromVocab(vocab, opt)
+	return t
 }
 
 // Spec implements models.Module.
 func (p *Pipeline) Spec() models.Spec {
+	var model models.Module = p.model
+	if s, ok := model.(static); ok {
+		model = s.Embedding
+	}
 	return models.Spec{
 		Kind: Kind, Config: p.config, Values: p.values,
-		Children: append([]models.Child{{Name: PartModel, Module: p.model}}, p.steps...),
+		Children: append([]models.Child{{Name: PartModel, Module: model}}, p.steps...),
 	}
 }
 
@@ -216,33 +158,51 @@ func (p *Pipeline) Spec() models.Spec {
 func (p *Pipeline) Config() Config { return p.config }
 
 // Model is the encoder.
-func (p *Pipeline) Model() *bert.Model { return p.model }
+func (p *Pipeline) Model() Encoder { return p.model }
 
 // Dim is the length of a vector that Embed gives.
-func (p *Pipeline) Dim() int { return p.model.Config().HiddenSize }
-
-func (p *Pipeline) labels() []string {
-	c := p.model.Config()
-	var names map[string]string // checked by load
-	_ = json.Unmarshal(c.Extra["id2label"], &names)
-	out := make([]string, c.Labels())
-	for i := range out {
-		out[i] = names[strconv.Itoa(i)]
-		if out[i] == "" {
-			out[i] = fmt.Sprintf("LABEL_%d", i)
-		}
+func (p *Pipeline) Dim() int {
+	dim := p.hidden * len(p.pooling.Config.Modes)
+	for _, l := range p.layers {
+		dim = widthBehind(l, dim)
 	}
-	return out
+	return dim
 }
 
-// Labels are the classes of a classifier, in the order of its scores.
-func (p *Pipeline) Labels() []string { return p.labels() }
+// widthBehind is the width that a layer makes of one.
+func widthBehind(l nn.Layer, in int) int {
+	switch l := l.(type) {
+	case *nn.Linear:
+		_, in = l.Size()
+	case *nn.Sequential:
+		for i := range l.Len() {
+			in = widthBehind(l.At(i), in)
+		}
+	}
+	return in
+}
+
+// Labels are the classes of a classifier or tagger, in the order of its scores.
+func (p *Pipeline) Labels() []string { return slices.Clone(p.config.Labels) }
+
+// Tokenizer is the pipeline's tokenizer with its limit; nil when the pipeline takes ids. It is in use only as long as the
+// pipeline is.
+func (p *Pipeline) Tokenizer() *tokenizer.Tokenizer { return p.tok }
+
+// Whole is the pipeline with another rule: a text that is longer than the model takes is an error, and nothing is cut.
+func (p *Pipeline) Whole() *Pipeline {
+	c := *p
+	c.whole = true
+	return &c
+}
+
+// otherTask says what the pipeline is for.
+func (p *Pipeline) otherTask(asked string) error {
+	return zcerr.New(zcerr.Invalid, "the pipeline's task is %s, it does not %s", p.config.Task, asked)
+}
 
 // Tokenize gives the ids of each text as the model gets them, cut to the pipeline's length, unpadded.
 func (p *Pipeline) Tokenize(texts []string) ([]*tokenizer.Encoding, error) {
-	if p.tok == nil {
-		return nil, zcerr.New(zcerr.Invalid, "the pipeline has no tokenizer, it takes token ids").WithHint("put a directory with tokenizer.json or vocab.txt in it")
-	}
 	if p.config.Lowercase {
 		lower := make([]string, len(texts))
 		for i, t := range texts {
@@ -250,33 +210,58 @@ func (p *Pipeline) Tokenize(texts []string) ([]*tokenizer.Encoding, error) {
 		}
 		texts = lower
 	}
-	return p.encode(texts)
+	return p.encode(func(t *tokenizer.Tokenizer) ([]*tokenizer.Encoding, error) { return t.EncodeBatch(texts) })
+}
+
+// TokenizePairs is Tokenize for pairs of texts.
+func (p *Pipeline) TokenizePairs(pairs [][2]string) ([]*tokenizer.Encoding, error) {
+	return p.encode(func(t *tokenizer.Tokenizer) ([]*tokenizer.Encoding, error) { return t.EncodePairs(pairs) })
 }
 
 // encode calls the tokenizer while its tables are mapped.
-func (p *Pipeline) encode(texts []string) (enc []*tokenizer.Encoding, err error) {
+func (p *Pipeline) encode(do func(*tokenizer.Tokenizer) ([]*tokenizer.Encoding, error)) (enc []*tokenizer.Encoding, err error) {
+	err = p.tokenizing(func() error {
+		enc, err = do(p.tok)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, e := range enc {
+		if p.whole && e.Truncated > 0 {
+			return nil, zcerr.New(zcerr.Invalid, "text %d has %d tokens, the model takes %d", i, len(e.IDs)+e.Truncated, p.config.MaxLength).
+				WithHint("split the text, or let it be cut")
+		}
+	}
+	return enc, nil
+}
+
+// tokenizing calls f, which uses the tokenizer, while its tables are mapped. Errors of f without a kind become Invalid.
+func (p *Pipeline) tokenizing(f func() error) (err error) {
+	if p.tok == nil {
+		return zcerr.New(zcerr.Invalid, "the pipeline has no tokenizer, it takes token ids").WithHint("put a directory with tokenizer.json or vocab.txt in it")
+	}
 	if p.gate != nil {
 		if err := p.gate.Enter(); err != nil {
-			return nil, err
+			return err
 		}
 		defer p.gate.Leave()
 		defer region.Caught(region.On(), &err)
 	}
-	if enc, err = p.tok.EncodeBatch(texts); err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+	if err := f(); err != nil {
+		if zcerr.KindOf(err) == zcerr.Other {
+			err = zcerr.New(zcerr.Invalid, "%w", err)
+		}
+		return err
 	}
-	return enc, nil
+	return nil
 }
 
 // maxTokens is the most tokens that go through the encoder at once, so that ten thousand texts need the memory of a few.
 const maxTokens = 4096
 
-// run tokenizes and calls forward for groups of texts of similar length; index says which texts a group has.
-func (p *Pipeline) run(ctx context.Context, texts []string, forward func(b bert.Batch, index []int, enc []*tokenizer.Encoding) error) error {
-	enc, err := p.Tokenize(texts)
-	if err != nil {
-		return err
-	}
+// run calls forward for groups of texts of similar length; index says which texts a group has.
+func (p *Pipeline) run(ctx context.Context, enc []*tokenizer.Encoding, forward func(b bert.Batch, index []int) error) error {
 	order := make([]int, len(enc))
 	for i := range order {
 		order[i] = i
@@ -299,7 +284,7 @@ func (p *Pipeline) run(ctx context.Context, texts []string, forward func(b bert.
 			b.TypeIDs = append(b.TypeIDs, enc[i].TypeIDs...)
 			b.Starts = append(b.Starts, len(b.IDs))
 		}
-		if err := forward(b, index, enc); err != nil {
+		if err := forward(b, index); err != nil {
 			return err
 		}
 		from = to
@@ -307,107 +292,16 @@ func (p *Pipeline) run(ctx context.Context, texts []string, forward func(b bert.
 	return nil
 }
 
-// Embedding is the vector of one text.
-type Embedding struct {
-	Vector    []float32 // [hidden]
-	Tokens    int       // of the text, special ones included
-	Truncated int       // tokens that were cut off because the text was too long
-}
-
-// Embed gives one vector for each text, in order: pooled, and normalised where the pipeline does that. What a text gets does
-// not depend on the others.
-func (p *Pipeline) Embed(ctx context.Context, texts []string) ([]Embedding, error) {
-	if p.config.Task == Classify {
-		return nil, zcerr.New(zcerr.Invalid, "the pipeline classifies, it does not embed")
-	}
-	out := make([]Embedding, len(texts))
-	err := p.run(ctx, texts, func(b bert.Batch, index []int, enc []*tokenizer.Encoding) error {
-		vectors, err := p.vectors(ctx, b)
-		if err != nil {
-			return err
-		}
-		dim := p.Dim()
-		for k, i := range index {
-			out[i] = Embedding{Vector: vectors[k*dim : (k+1)*dim : (k+1)*dim], Tokens: len(enc[i].IDs), Truncated: enc[i].Truncated}
-		}
-		return nil
-	})
+// rows gives each text its rows of a head's logits, of which there are want a row; 0 is any number.
+func rows(t *nn.Tensor, want int) ([]float32, int, error) {
+	v, err := t.Float32s()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return out, nil
-}
-
-// vectors runs encoder, pooling and normalisation: [texts, hidden].
-func (p *Pipeline) vectors(ctx context.Context, b bert.Batch) ([]float32, error) {
-	mean := p.pooling == nil || p.pooling.Config.Mode == "mean"
-	if mean && p.normalize {
-		out := make([]float32, b.Len()*p.Dim())
-		return out, p.model.Embed(ctx, out, b)
+	n := t.Shape()[1]
+	if want != 0 && n != want {
+		return nil, 0, zcerr.New(zcerr.Invalid, "the model gives %d values a row, the pipeline has names for %d", n, want).
+			WithHint("id2label and the classifier in the weights are of different models")
 	}
-	hidden, err := p.model.Encode(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	var pooled *nn.Tensor
-	if mean {
-		pooled, err = hidden.MeanPool(b.Starts, nil)
-	} else {
-		pooled, err = hidden.Pick(b.Starts[:b.Len()]) // each text's first token
-	}
-	if err == nil && p.normalize {
-		pooled, err = pooled.L2Normalize()
-	}
-	if err != nil {
-		return nil, err
-	}
-	return pooled.Float32s()
-}
-
-// Classification is what a classifier says of one text.
-type Classification struct {
-	Label     string
-	Score     float32   // probability of Label
-	Scores    []float32 // of every label, in the order of Labels
-	Tokens    int
-	Truncated int
-}
-
-// Classify gives the most probable label of each text, in order.
-func (p *Pipeline) Classify(ctx context.Context, texts []string) ([]Classification, error) {
-	if p.config.Task != Classify {
-		return nil, zcerr.New(zcerr.Invalid, "the pipeline's task is %s, it does not classify", p.config.Task)
-	}
-	labels := p.labels()
-	out := make([]Classification, len(texts))
-	err := p.run(ctx, texts, func(b bert.Batch, index []int, enc []*tokenizer.Encoding) error {
-		logits, err := p.model.Classify(ctx, b)
-		if err != nil {
-			return err
-		}
-		probs, err := logits.Softmax()
-		if err != nil {
-			return err
-		}
-		scores, err := probs.Float32s()
-		if err != nil {
-			return err
-		}
-		n := len(labels)
-		for k, i := range index {
-			row := scores[k*n : (k+1)*n : (k+1)*n]
-			best := 0
-			for j := range row {
-				if row[j] > row[best] {
-					best = j
-				}
-			}
-			out[i] = Classification{Label: labels[best], Score: row[best], Scores: row, Tokens: len(enc[i].IDs), Truncated: enc[i].Truncated}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
+	return v, n, nil
 }

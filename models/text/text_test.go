@@ -80,7 +80,7 @@ func TestLoadChecks(t *testing.T) {
 		{"no length", pipelineOf(`{"task":"embed"}`), zcerr.Invalid, "max_length is 0, the model takes 1 to 9"},
 		{"too long", pipelineOf(`{"task":"embed","max_length":10}`), zcerr.Invalid, "max_length is 10, the model takes 1 to 9"},
 		{"another task", pipelineOf(`{"task":"sing","max_length":9}`), zcerr.Unsupported, `task "sing"`},
-		{"another mode", pipelineOf(good, pooling("max", 4)), zcerr.Unsupported, `pooling mode "max"`},
+		{"another mode", pipelineOf(good, pooling("sum", 4)), zcerr.Unsupported, `pooling mode "sum"`},
 		{"another size", pipelineOf(good, pooling("mean", 5)), zcerr.Invalid, "word_embedding_dimension is 5, the model's hidden_size 4"},
 		{"a pipeline as a step", pipelineOf(good, pipelineOf(good)), zcerr.Unsupported, "is no step of a text pipeline"},
 	} {

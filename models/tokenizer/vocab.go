@@ -67,14 +67,17 @@ func VocabOptionsFromConfig(tokenizerConfig []byte) (VocabOptions, error) {
 // no truncation and no padding. Errors: text that is not UTF-8, a line that stands there twice, a special token that
 // is missing.
 func FromVocab(vocabTxt []byte, o VocabOptions) (*Tokenizer, error) {
-	t, err := fromVocab(vocabTxt, o)
-	if err != nil {
-		return nil, fmt.Errorf("vocab.txt: %w", err)
+	s, err := readVocabFile(vocabTxt, o)
+	if err == nil {
+		var t *Tokenizer
+		if t, err = s.open(); err == nil {
+			return t, nil
+		}
 	}
-	return t, nil
+	return nil, fmt.Errorf("vocab.txt: %w", err)
 }
 
-func fromVocab(file []byte, o VocabOptions) (*Tokenizer, error) {
+func readVocabFile(file []byte, o VocabOptions) (*spec, error) {
 	if !utf8.Valid(file) {
 		return nil, fmt.Errorf("not UTF-8")
 	}
@@ -109,5 +112,5 @@ func fromVocab(file []byte, o VocabOptions) (*Tokenizer, error) {
 	s.set("pre_tokenizer", map[string]any{"type": "BertPreTokenizer"})
 	s.set("post_processor", map[string]any{"type": "BertProcessing", "cls": []any{o.Cls, vocab[o.Cls]}, "sep": []any{o.Sep, vocab[o.Sep]}})
 	s.set("decoder", map[string]any{"type": "WordPiece", "prefix": "##", "cleanup": true})
-	return s.open()
+	return s, nil
 }

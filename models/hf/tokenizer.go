@@ -1,0 +1,209 @@
+package hf
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/text"
+	"github.com/zcstore/zcstore/models/tokenizer"
+	"github.com/zcstore/zcstore/proto/zcerr"
+)
+
+// tokenizerConfig is tokenizer_config.json as far as the importer itself reads it.
+type tokenizerConfig struct {
+	Class     string       `json:"tokenizer_class"`
+	MaxLength float64      `json:"model_max_length"`
+	CutSide   string       `json:"truncation_side"`
+	Cls       specialToken `json:"cls_token"`
+	Unk       specialToken `json:"unk_token"`
+	Mask      specialToken `json:"mask_token"`
+	Sep       specialToken `json:"sep_token"`
+	Pad       specialToken `json:"pad_token"`
+	EOS       specialToken `json:"eos_token"`
+	Prefix    bool         `json:"add_prefix_space"`
+}
+
+// specialToken is a token, or an object that has it.
+type specialToken string
+
+func (t *specialToken) UnmarshalJSON(b []byte) error {
+	var o struct {
+		Content string `json:"content"`
+	}
+	if len(b) > 0 && b[0] == '{' {
+		err := json.Unmarshal(b, &o)
+		*t = specialToken(o.Content)
+		return err
+	}
+	return json.Unmarshal(b, (*string)(t))
+}
+
+// optional reads a file of the directory that may be left out: nil then.
+func optional(dir, name string) ([]byte, error) {
+	b, err := readSmall(filepath.Join(dir, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}
+
+// tokenizer adds the tokenizer, as a tokenizer.json whatever it was, and the length that texts are cut to. c says what the model
+// takes.
+func (im *Import) tokenizer(root *manifest.Node, dir string, c *config, cfg *text.Config) error {
+	var tc tokenizerConfig
+	keep := func(key string, b []byte) {
+		root.Items = append(root.Items, manifest.Item{Key: key, Node: &manifest.Node{Kind: manifest.Value, MediaType: text.FileMedia, Value: b}})
+	}
+	special, err := optional(dir, "special_tokens_map.json")
+	if err != nil {
+		return err
+	}
+	if special != nil { // which tokenizer_config.json may say otherwise
+		if err := json.Unmarshal(special, &tc); err != nil {
+			return badJSON(filepath.Join(dir, "special_tokens_map.json"), err)
+		}
+	}
+	tcb, err := optional(dir, text.PartTokenizerConfig)
+	if err != nil {
+		return err
+	}
+	if tcb != nil {
+		if err := json.Unmarshal(tcb, &tc); err != nil {
+			return badJSON(filepath.Join(dir, text.PartTokenizerConfig), err)
+		}
+		keep(text.PartTokenizerConfig, tcb)
+	}
+	if cfg.MaxLength = c.maxTokens(); tc.MaxLength >= 1 && tc.MaxLength < float64(cfg.MaxLength) {
+		cfg.MaxLength = int(tc.MaxLength)
+	}
+	cfg.CutLeft = tc.CutSide == "left"
+	switch cfg.Task {
+	case text.Tag:
+		cfg.UnknownToken = string(tc.Unk)
+	case text.Answer:
+		cfg.ClassToken = string(tc.Cls)
+	case text.FillMask:
+		cfg.MaskToken = string(tc.Mask)
+	}
+	if err := readLimits(dir, c, cfg); err != nil {
+		return err
+	}
+	file, tj, err := tokenizerJSON(dir, c, &tc, tcb)
+	if err != nil {
+		return err
+	}
+	if tj == nil {
+		im.Notes = append(im.Notes, "no tokenizer: the pipeline takes token ids")
+		return nil
+	}
+	keep(text.PartTokenizer, tj)
+	tok, err := tokenizer.FromJSON(tj)
+	if err != nil {
+		return zcerr.New(tokenizerKind(err), "%s/%w", dir, err) // it begins with the file's name
+	}
+	if n := tok.VocabSize(); c.VocabSize > 0 && n > c.VocabSize {
+		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.VocabSize)
+	}
+	return nil
+}
+
+// tokenizerJSON is the tokenizer.json of a directory, or what its older files come to as one; and the file that it is from.
+func tokenizerJSON(dir string, c *config, tc *tokenizerConfig, tcb []byte) (file string, tj []byte, err error) {
+	read := func(name string) []byte {
+		if err != nil {
+			return nil
+		}
+		var b []byte
+		b, err = optional(dir, name)
+		return b
+	}
+	if tj := read(text.PartTokenizer); tj != nil || err != nil {
+		return filepath.Join(dir, text.PartTokenizer), tj, err
+	}
+	file = "vocab.txt"
+	if vocab := read(file); vocab != nil {
+		opt := tokenizer.DefaultVocabOptions()
+		if tcb != nil {
+			if opt, err = tokenizer.VocabOptionsFromConfig(tcb); err != nil {
+				file = text.PartTokenizerConfig
+			}
+		}
+		if err == nil {
+			tj, err = tokenizer.ConvertVocab(vocab, opt)
+		}
+	} else if vocab, merges := read("vocab.json"), read("merges.txt"); vocab != nil && merges != nil {
+		file = "vocab.json"
+		var opt tokenizer.MergesOptions
+		if opt, err = mergesOptions(dir, c, tc); err == nil {
+			tj, err = tokenizer.ConvertMerges(vocab, merges, opt)
+		}
+	}
+	if err != nil {
+		return "", nil, zcerr.New(tokenizerKind(err), "%s/%w", dir, err)
+	}
+	return filepath.Join(dir, file), tj, nil
+}
+
+// mergesOptions says how the family of a model uses a vocab.json and a merges.txt.
+func mergesOptions(dir string, c *config, tc *tokenizerConfig) (tokenizer.MergesOptions, error) {
+	var o tokenizer.MergesOptions
+	switch c.ModelType {
+	case "gpt2":
+		o = tokenizer.GPT2Options()
+	case "roberta", "bart":
+		o = tokenizer.RobertaOptions()
+	default:
+		return o, zcerr.New(zcerr.Unsupported, "vocab.json and merges.txt of a %s are not supported", c.ModelType).
+			WithHint("make a tokenizer.json of them: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
+	}
+	o.AddPrefixSpace = tc.Prefix
+	return o, nil
+}
+
+// tokenizerKind keeps what is not built apart from what is broken.
+func tokenizerKind(err error) zcerr.Kind {
+	if zcerr.KindOf(err) == zcerr.Unsupported {
+		return zcerr.Unsupported
+	}
+	return zcerr.Invalid
+}
+
+// maxTokens is how many tokens the model takes; 0 is any number.
+func (c *config) maxTokens() int {
+	switch c.ModelType {
+	case "roberta", "xlm-roberta", "camembert", "mpnet": // positions are counted from behind the padding's on
+		return c.MaxPositions - c.PadToken - 1
+	}
+	return c.MaxPositions
+}
+
+// readLimits reads sentence_bert_config.json, which overrides the tokenizer's length.
+func readLimits(dir string, c *config, cfg *text.Config) error {
+	path := filepath.Join(dir, "sentence_bert_config.json")
+	b, err := readSmall(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var s struct {
+		MaxSeqLength *int `json:"max_seq_length"`
+		Lowercase    bool `json:"do_lower_case"`
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return badJSON(path, err)
+	}
+	cfg.Lowercase = s.Lowercase
+	if s.MaxSeqLength == nil {
+		return nil
+	}
+	if n, limit := *s.MaxSeqLength, c.maxTokens(); n < 3 || n > limit {
+		return zcerr.New(zcerr.Invalid, "%s: max_seq_length is %d, the model takes 3 to %d", path, n, limit)
+	}
+	cfg.MaxLength = *s.MaxSeqLength
+	return nil
+}
