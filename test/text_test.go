@@ -147,7 +147,7 @@ func (w *textActor) probe(ctx context.Context, probes []string, a *textAnswer) e
 
 // hidden is the largest difference of the states after all layers of a batch, where its mask is 1.
 func (w *textActor) hidden(ctx context.Context, g map[string]tensor.View, name string, b bert.Batch) (float64, error) {
-	states, err := w.p.Model().HiddenStates(ctx, b)
+	states, err := w.p.Model().(*bert.Model).HiddenStates(ctx, b)
 	if err != nil {
 		return 0, err
 	}
