@@ -11,6 +11,7 @@ type limitsJSON struct {
 	OpenPuts          uint32 `json:"open_puts"`
 	OpenPutsPerUID    uint32 `json:"open_puts_per_uid"`
 	ImportsPerUID     uint32 `json:"imports_per_uid"`
+	ListsPerUID       uint32 `json:"lists_per_uid"`
 	BytesPerUID       uint64 `json:"bytes_per_uid"` // 0: no quota
 	ReservedFDs       uint32 `json:"reserved_fds"`
 	FDsInFlight       uint32 `json:"fds_in_flight"`
@@ -26,7 +27,7 @@ type limitsJSON struct {
 func limitsOf(l *zcstorev1.Limits) limitsJSON {
 	return limitsJSON{
 		l.GetConnections(), l.GetConnectionsPerUid(), l.GetSilentPerUid(), l.GetLeasesPerUid(), l.GetOpenPuts(), l.GetOpenPutsPerUid(),
-		l.GetImportsPerUid(), l.GetBytesPerUid(), l.GetReservedFds(), l.GetFdsInFlight(), l.GetCalls(), l.GetRecvBytes(), l.GetSendBytes(),
+		l.GetImportsPerUid(), l.GetListsPerUid(), l.GetBytesPerUid(), l.GetReservedFds(), l.GetFdsInFlight(), l.GetCalls(), l.GetRecvBytes(), l.GetSendBytes(),
 		l.GetHeaderBytes(), l.GetHandshakeMs(), l.GetIdleMs(), l.GetUnreadMs(),
 	}
 }

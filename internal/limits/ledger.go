@@ -24,7 +24,7 @@ type Ledger struct {
 
 // account is what one user has. uploads are connections over a limit, one for each open put: the put's bytes need it, and it
 // takes one of the reserved descriptors.
-type account struct{ conns, uploads, leases, puts int }
+type account struct{ conns, uploads, leases, puts, lists int }
 
 // NewLedger makes an empty one. l must be complete.
 func NewLedger(l Limits) *Ledger { return &Ledger{l: l, users: map[uint32]*account{}} }
@@ -137,6 +137,18 @@ func (g *Ledger) Lease(uid uint32) (back func(), err error) {
 	}
 	var all int // nobody counts all leases
 	return g.take(uid, &all, func(a *account) *int { return &a.leases }), nil
+}
+
+// List takes a listing. Errors: Limit.
+func (g *Ledger) List(uid uint32) (back func(), err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if a := g.peek(uid); a.lists >= g.l.ListsPerUID {
+		return nil, zcerr.New(zcerr.Limit, "uid %d has %d listings that are not read to their end, the limit of one user is %d", uid, a.lists, g.l.ListsPerUID).
+			WithHint("read them, or ask one after the other; or start the daemon with a larger one: zcstored --max-lists-per-uid %d", 2*g.l.ListsPerUID)
+	}
+	var all int // nobody counts all listings
+	return g.take(uid, &all, func(a *account) *int { return &a.lists }), nil
 }
 
 // Put takes an open put. It does not wait: a client that has more to put than places knows best which goes first, and a

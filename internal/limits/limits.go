@@ -23,6 +23,7 @@ type Limits struct {
 	Puts          int    // open puts of all users
 	PutsPerUID    int    // of one user
 	ImportsPerUID int    // files of one user that the daemon reads at a time
+	ListsPerUID   int    // listings that the daemon is sending to one user
 	BytesPerUID   uint64 // that one user has put and that are still there; 0: no quota
 	ReservedFDs   int    // open files that connections never take: segments, the catalog, the reply that says no
 	InFlight      int    // descriptors sent on one connection that its client has not taken
@@ -40,7 +41,7 @@ type Limits struct {
 // cores can hash, and a quarter of all: it takes four users at their limit to keep a fifth waiting.
 func Standard() Limits {
 	return Limits{
-		Conns: 10_000, ConnsPerUID: 1024, SilentPerUID: 32, LeasesPerUID: 65_536, Puts: 32, PutsPerUID: 8, ImportsPerUID: 2, ReservedFDs: 64,
+		Conns: 10_000, ConnsPerUID: 1024, SilentPerUID: 32, LeasesPerUID: 65_536, Puts: 32, PutsPerUID: 8, ImportsPerUID: 2, ListsPerUID: 32, ReservedFDs: 64,
 		InFlight: 32, Streams: 64, RecvBytes: 1 << 20, SendBytes: 4 << 20, HeaderBytes: 16 << 10,
 		Handshake: 10 * time.Second, Idle: 30 * time.Second, Unread: 30 * time.Second,
 	}
@@ -64,6 +65,7 @@ func (l *Limits) numbers() []number {
 		{"max-puts", "open puts of all users", &l.Puts, 1},
 		{"max-puts-per-uid", "open puts of one user", &l.PutsPerUID, 1},
 		{"max-imports", "files of one user that the daemon reads at a time", &l.ImportsPerUID, 1},
+		{"max-lists-per-uid", "listings that the daemon is sending to one user", &l.ListsPerUID, 1},
 		{"reserve-fds", "open files that connections never take", &l.ReservedFDs, 48},
 		{"max-fds-in-flight", "descriptors on one connection that its client has not taken", &l.InFlight, minInFlight},
 		{"max-calls", "calls at once on one connection", &l.Streams, 2},

@@ -47,7 +47,7 @@ func TestEveryWrongLimitIsNamedAtOnce(t *testing.T) {
 // Each refusal names the limit, what is there and whose, and the flag that raises it; one user's end is not another's; and
 // all comes back.
 func TestLedger(t *testing.T) {
-	l, err := Limits{Conns: 3, ConnsPerUID: 2, LeasesPerUID: 2, Puts: 3, PutsPerUID: 2}.Complete()
+	l, err := Limits{Conns: 3, ConnsPerUID: 2, LeasesPerUID: 2, ListsPerUID: 2, Puts: 3, PutsPerUID: 2}.Complete()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +59,7 @@ func TestLedger(t *testing.T) {
 	}{
 		{"connections", (*Ledger).Conn, "--max-conns-per-uid", "--max-conns ", "uid 5 has 2 connections, the limit of one user is 2", "uid 6 has 1 of them"},
 		{"leases", (*Ledger).Lease, "--max-leases-per-uid", "", "uid 5 has 2 leases, the limit of one user is 2", ""},
+		{"listings", (*Ledger).List, "--max-lists-per-uid", "", "uid 5 has 2 listings that are not read to their end, the limit of one user is 2", ""},
 		{"puts", (*Ledger).Put, "--max-puts-per-uid", "--max-puts ", "2 puts are open of uid 5, the limit of one user is 2", "uid 6 has 1 of them"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

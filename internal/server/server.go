@@ -254,15 +254,33 @@ func bitsOf(set []bool) []byte {
 	return b
 }
 
-// List implements the service.
+// List implements the service. A client that does not read costs a page and what gRPC holds of it, and nobody waits for it.
 func (s *Server) List(req *zcstorev1.ListRequest, out zcstorev1.Store_ListServer) error {
-	infos, err := s.st.List(req.Name, req.All)
+	back, err := s.listing(out.Context())
 	if err != nil {
 		return err
 	}
-	for _, info := range infos {
-		if err := out.Send(versionInfo(info)); err != nil {
-			return err
+	defer back()
+	l, err := s.st.Listing(req.Name, req.All)
+	if err != nil {
+		return err
+	}
+	return sendPages(out, l.Next, versionInfo)
+}
+
+// listing counts a listing of the caller's.
+func (s *Server) listing(ctx context.Context) (back func(), err error) {
+	_, cred, _ := fdpass.FromContext(ctx)
+	return s.ledger.List(cred.UID)
+}
+
+// sendPages sends what next gives until that is nothing.
+func sendPages[In, Out any](to grpc.ServerStreamingServer[Out], next func() []In, message func(In) *Out) error {
+	for page := next(); len(page) > 0; page = next() {
+		for _, in := range page {
+			if err := to.Send(message(in)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -328,17 +346,21 @@ func (s *Server) Pin(_ context.Context, req *zcstorev1.PinRequest) (*zcstorev1.P
 	return &zcstorev1.PinReply{Version: versionInfo(info)}, nil
 }
 
-// Holders implements the service.
+// Holders implements the service, as List.
 func (s *Server) Holders(req *zcstorev1.HoldersRequest, out zcstorev1.Store_HoldersServer) error {
-	for _, l := range s.st.Holders(req.Name) {
-		if err := out.Send(&zcstorev1.Holder{
-			Lease: l.ID, Ref: l.Ref, Digest: l.Digest[:], Pid: l.Holder.PID, Uid: l.Holder.UID, Command: l.Holder.Command,
-			SinceUnixMs: l.Since.UnixMilli(), Deleted: l.Deleted, Form: string(l.Form),
-		}); err != nil {
-			return err
-		}
+	back, err := s.listing(out.Context())
+	if err != nil {
+		return err
 	}
-	return nil
+	defer back()
+	return sendPages(out, s.st.Holding(req.Name).Next, holderInfo)
+}
+
+func holderInfo(l store.LeaseInfo) *zcstorev1.Holder {
+	return &zcstorev1.Holder{
+		Lease: l.ID, Ref: l.Ref, Digest: l.Digest[:], Pid: l.Holder.PID, Uid: l.Holder.UID, Command: l.Holder.Command,
+		SinceUnixMs: l.Since.UnixMilli(), Deleted: l.Deleted, Form: string(l.Form),
+	}
 }
 
 // Status implements the service.

@@ -281,7 +281,7 @@ func (p *Put) Commit() (_ *PutResult, err error) {
 	if err != nil {
 		return nil, err
 	}
-	res.Version = s.infoLocked(p.ref.Name, v)
+	res.Version = s.infoLocked(s.modelLocked(p.ref.Name), v)
 	failpoint.Reached("put.committed")
 	return res, nil
 }

@@ -1,9 +1,7 @@
 package store
 
 import (
-	"cmp"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -59,23 +57,21 @@ type SegmentInfo struct {
 	Guarantee string // Guards in words
 }
 
-func (s *Store) infoLocked(name string, v *version) VersionInfo {
+// infoLocked is what there is to say of a version in memory, under the names that m gives it.
+func (s *Store) infoLocked(m *model, v *version) VersionInfo {
 	info := VersionInfo{
-		Name: name, Digest: v.digest, Kind: v.kind, Tensors: v.tensors, TensorBytes: v.bytes,
+		Name: m.name, Tags: m.tagsOf(v.digest), Digest: v.digest, Kind: v.kind, Tensors: v.tensors, TensorBytes: v.bytes,
 		TableBytes: v.tableUse.Size, Holders: s.holdersLocked(v), Deleted: s.goneLocked(v), Created: v.created,
 		Resident: true, OnDisk: s.disk[v.digest] != nil && s.disk[v.digest].v != nil, Pinned: s.pinnedLocked(v.digest),
 	}
-	if m := s.models[name]; m != nil {
-		info.Tags = m.tagsOf(v.digest)
-		if c, ok := m.created[v.digest]; ok {
-			info.Created = c
-		}
+	if c, ok := m.created[v.digest]; ok {
+		info.Created = c
 	}
 	info.Segments = s.segmentInfos(v)
 	for _, f := range s.formsOfLocked(v.digest) {
 		info.Forms = append(info.Forms, FormInfo{Form: f.key.form, Bytes: f.bytes, TableBytes: f.tableUse.Size, Segments: s.segmentInfos(f.version), Holders: f.leases})
 	}
-	info.TagForms = s.tagFormsLocked(name, info.Tags)
+	info.TagForms = m.tagForms(info.Tags)
 	return info
 }
 
@@ -90,13 +86,11 @@ func (s *Store) segmentInfos(v *version) (out []SegmentInfo) {
 	return out
 }
 
-func (s *Store) tagFormsLocked(name string, tags []string) map[string]derive.Form {
+func (m *model) tagForms(tags []string) map[string]derive.Form {
 	out := map[string]derive.Form{}
-	if m := s.models[name]; m != nil {
-		for _, tag := range tags {
-			if f, ok := m.forms[tag]; ok {
-				out[tag] = f
-			}
+	for _, tag := range tags {
+		if f, ok := m.forms[tag]; ok {
+			out[tag] = f
 		}
 	}
 	return out
@@ -116,58 +110,31 @@ func (s *Store) holdersLocked(v *version) int {
 	return n
 }
 
-// anyInfoLocked is infoLocked for a version that may be only on disk.
+// anyInfoLocked is what there is to say of a version under a name, in memory or not.
 func (s *Store) anyInfoLocked(name string, d manifest.Digest) VersionInfo {
+	m := s.modelLocked(name)
 	if v := s.versions[d]; v != nil {
-		return s.infoLocked(name, v)
+		return s.infoLocked(m, v)
 	}
-	info := VersionInfo{Name: name, Digest: d, OnDisk: s.disk[d] != nil, Pinned: s.pinnedLocked(d)}
-	if e := s.disk[d]; e != nil && e.v != nil {
-		info.Kind, info.Tensors, info.TensorBytes = e.v.Kind, e.v.Tensors, e.v.Bytes
-	}
-	if m := s.models[name]; m != nil {
-		info.Tags, info.Created = m.tagsOf(d), m.created[d]
-	}
-	info.TagForms = s.tagFormsLocked(name, info.Tags)
-	return info
+	return s.coldInfoLocked(m, d, s.disk[d])
 }
 
-// List gives the versions of a model, or of all when name is empty, sorted by name and age. With all, also deleted ones that
-// leases hold. Errors: NotFound for a name that is not stored.
-func (s *Store) List(name string, all bool) ([]VersionInfo, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []VersionInfo
-	for n, m := range s.models {
-		if name != "" && n != name {
-			continue
-		}
-		for d, created := range m.created {
-			if s.versions[d] != nil || s.coldLocked(d) != nil {
-				out = append(out, s.anyInfoLocked(n, d))
-				continue
-			}
-			out = append(out, VersionInfo{Name: n, Tags: m.tagsOf(d), Digest: d, Created: created, Damaged: fmt.Sprint(s.lost[d])})
-		}
+// modelLocked is the model of a name, an empty one where there is none.
+func (s *Store) modelLocked(name string) *model {
+	if m := s.models[name]; m != nil {
+		return m
 	}
-	if all {
-		seen := map[*version]bool{}
-		for _, l := range s.leases {
-			if n, _, _ := strings.Cut(l.Ref, ":"); s.goneLocked(l.v) && !seen[l.v] && (name == "" || n == name) {
-				seen[l.v] = true
-				info := s.infoLocked(n, l.v)
-				info.Tags = nil
-				out = append(out, info)
-			}
-		}
+	return newModel(name)
+}
+
+// coldInfoLocked is what there is to say of a version that is only on disk, or nowhere.
+func (s *Store) coldInfoLocked(m *model, d manifest.Digest, e *onDisk) VersionInfo {
+	info := VersionInfo{Name: m.name, Tags: m.tagsOf(d), Digest: d, Created: m.created[d], OnDisk: e != nil, Pinned: s.pinnedLocked(d)}
+	if e != nil && e.v != nil {
+		info.Kind, info.Tensors, info.TensorBytes = e.v.Kind, e.v.Tensors, e.v.Bytes
 	}
-	if name != "" && len(out) == 0 {
-		return nil, s.noModelLocked(name)
-	}
-	slices.SortFunc(out, func(a, b VersionInfo) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), a.Created.Compare(b.Created), compareDigests(a.Digest, b.Digest))
-	})
-	return out, nil
+	info.TagForms = m.tagForms(info.Tags)
+	return info
 }
 
 // Show gives one version.
@@ -342,20 +309,6 @@ func (s *Store) heldByOthersLocked(sg *segment, but *version) bool {
 		}
 	}
 	return false
-}
-
-// Holders gives every lease, or those on one model, oldest first.
-func (s *Store) Holders(name string) []LeaseInfo {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []LeaseInfo
-	for _, l := range s.leases {
-		if n, _, _ := strings.Cut(l.Ref, ":"); name == "" || n == name {
-			out = append(out, LeaseInfo{Lease: *l, Deleted: s.goneLocked(l.v)})
-		}
-	}
-	slices.SortFunc(out, func(a, b LeaseInfo) int { return cmp.Compare(a.ID, b.ID) })
-	return out
 }
 
 // Status is what the store is and holds.

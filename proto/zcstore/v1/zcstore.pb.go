@@ -3040,6 +3040,7 @@ type Limits struct {
 	UnreadMs          uint64                 `protobuf:"varint,15,opt,name=unread_ms,json=unreadMs,proto3" json:"unread_ms,omitempty"`                  // replies that a client leaves unread
 	SilentPerUid      uint32                 `protobuf:"varint,16,opt,name=silent_per_uid,json=silentPerUid,proto3" json:"silent_per_uid,omitempty"`    // connections that have not said anything yet
 	ImportsPerUid     uint32                 `protobuf:"varint,17,opt,name=imports_per_uid,json=importsPerUid,proto3" json:"imports_per_uid,omitempty"` // files that the daemon reads at a time
+	ListsPerUid       uint32                 `protobuf:"varint,18,opt,name=lists_per_uid,json=listsPerUid,proto3" json:"lists_per_uid,omitempty"`       // listings that are being sent
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -3189,6 +3190,13 @@ func (x *Limits) GetSilentPerUid() uint32 {
 func (x *Limits) GetImportsPerUid() uint32 {
 	if x != nil {
 		return x.ImportsPerUid
+	}
+	return 0
+}
+
+func (x *Limits) GetListsPerUid() uint32 {
+	if x != nil {
+		return x.ListsPerUid
 	}
 	return 0
 }
@@ -3452,7 +3460,7 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"FormStatus\x12\x12\n" +
 	"\x04form\x18\x01 \x01(\tR\x04form\x12\x1a\n" +
 	"\bversions\x18\x02 \x01(\rR\bversions\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\xd1\x04\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\xf5\x04\n" +
 	"\x06Limits\x12 \n" +
 	"\vconnections\x18\x01 \x01(\rR\vconnections\x12.\n" +
 	"\x13connections_per_uid\x18\x02 \x01(\rR\x11connectionsPerUid\x12$\n" +
@@ -3473,7 +3481,8 @@ const file_zcstore_v1_zcstore_proto_rawDesc = "" +
 	"\aidle_ms\x18\x0e \x01(\x04R\x06idleMs\x12\x1b\n" +
 	"\tunread_ms\x18\x0f \x01(\x04R\bunreadMs\x12$\n" +
 	"\x0esilent_per_uid\x18\x10 \x01(\rR\fsilentPerUid\x12&\n" +
-	"\x0fimports_per_uid\x18\x11 \x01(\rR\rimportsPerUid*W\n" +
+	"\x0fimports_per_uid\x18\x11 \x01(\rR\rimportsPerUid\x12\"\n" +
+	"\rlists_per_uid\x18\x12 \x01(\rR\vlistsPerUid*W\n" +
 	"\x05Reach\x12\x11\n" +
 	"\rREACH_UNKNOWN\x10\x00\x12\x0f\n" +
 	"\vREACH_NEVER\x10\x01\x12\x11\n" +
