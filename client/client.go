@@ -447,7 +447,7 @@ func (c *Client) renewAll(ctx context.Context, held []*Model) error {
 // checkRef refuses what is no reference before it goes over the wire, which takes only UTF-8.
 func checkRef(op, r string) error {
 	if _, err := ref.Parse(r); err != nil {
-		return &zcerr.Error{Kind: zcerr.Invalid, Op: op, Model: r, Err: err}
+		return &zcerr.Error{Kind: zcerr.Invalid, Op: op, Model: r, Hint: ref.Hint, Err: err}
 	}
 	return nil
 }
@@ -462,7 +462,7 @@ func checkName(op, name string) error {
 		err = fmt.Errorf("%s names a version; a bare name is wanted here", name)
 	}
 	if err != nil {
-		return &zcerr.Error{Kind: zcerr.Invalid, Op: op, Model: name, Err: err}
+		return &zcerr.Error{Kind: zcerr.Invalid, Op: op, Model: name, Hint: "write a bare NAME: zcctl ls names them", Err: err}
 	}
 	return nil
 }

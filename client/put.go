@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
-	"syscall"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -151,8 +149,9 @@ func (p *putting) plan(ctx context.Context) (*PutPlan, error) {
 
 // send makes one put of what is sealed. The result is done, or again with the digests of the pending rows.
 func (p *putting) send(ctx context.Context, s *manifest.Sealed) (done *zcstorev1.PutDone, again []manifest.Digest, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // the stream is the put: whatever is not committed goes
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil) // the stream is the put: whatever is not committed goes
+	defer func() { err = refusedFor(ctx, err) }()
 	stream, err := p.c.api.Put(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -162,18 +161,25 @@ func (p *putting) send(ctx context.Context, s *manifest.Sealed) (done *zcstorev1
 		return nil, nil, err
 	}
 	if plan.Ticket != "" {
-		if err := p.sendBytes(ctx, stream, s, plan); err != nil {
+		if err := p.sendBytes(ctx, cancel, stream, s, plan); err != nil {
 			return nil, nil, err
 		}
 	}
 	return p.commit(stream, plan)
 }
 
+// refusedFor is err, or what ended a put on the raw channel.
+func refusedFor(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && errors.As(cause, new(*zcerr.Error)) {
+		return cause
+	}
+	return err
+}
+
 // sendBytes sends what is wanted on the raw channel. When the daemon stopped taking bytes, the error is its own word on why.
-func (p *putting) sendBytes(ctx context.Context, stream zcstorev1.Store_PutClient, s *manifest.Sealed, plan *zcstorev1.PutPlan) error {
-	err := region.Guard(func() error { return p.rawBytes(ctx, s, plan) }) // a tensor may be a mapped one, put again
-	var broken net.Error
-	if err == nil || (!errors.As(err, &broken) && !errors.Is(err, syscall.EPIPE)) {
+func (p *putting) sendBytes(ctx context.Context, refuse context.CancelCauseFunc, stream zcstorev1.Store_PutClient, s *manifest.Sealed, plan *zcstorev1.PutPlan) error {
+	err := region.Guard(func() error { return p.rawBytes(ctx, refuse, s, plan) }) // a tensor may be a mapped one, put again
+	if err == nil || !isBroken(err) {
 		return err // of the source, or of the caller
 	}
 	for {
@@ -255,13 +261,14 @@ func (p *putting) begin(stream zcstorev1.Store_PutClient, s *manifest.Sealed, wi
 }
 
 // putStream sends everything as it comes. When some of it turns out to be stored, the daemon takes the rest from what it has.
-func (p *putting) putStream(ctx context.Context) (*zcstorev1.PutDone, error) {
+func (p *putting) putStream(ctx context.Context) (done *zcstorev1.PutDone, err error) {
 	s, err := p.seal()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer func() { err = refusedFor(ctx, err) }()
 	stream, err := p.c.api.Put(ctx)
 	if err != nil {
 		return nil, err
@@ -273,15 +280,24 @@ func (p *putting) putStream(ctx context.Context) (*zcstorev1.PutDone, error) {
 	if !plan.Sources {
 		return nil, zcerr.New(zcerr.Unsupported, "this daemon takes no streams").WithHint("use a client and a daemon of the same release")
 	}
-	if plan.Ticket != "" {
-		if err := p.sendBytes(ctx, stream, s, plan); err != nil {
-			return nil, err
+	sent := make(chan error, 1)
+	go func() { // a read of the caller's stream may hang, and nothing but the caller can end it
+		var err error
+		if plan.Ticket != "" {
+			err = p.sendBytes(ctx, cancel, stream, s, plan)
 		}
+		if err == nil {
+			err = atEnd(p.stream)
+		}
+		sent <- err
+	}()
+	select {
+	case err = <-sent:
+	case <-ctx.Done():
+		err = ctx.Err()
 	}
-	if n, err := io.ReadFull(p.stream, make([]byte, 1)); n > 0 {
-		return nil, zcerr.New(zcerr.Invalid, "bytes follow after the last tensor").WithHint("the stream must be one safetensors file and nothing else")
-	} else if !errors.Is(err, io.EOF) {
-		return nil, zcerr.New(zcerr.Invalid, "read the stream: %w", err)
+	if err != nil {
+		return nil, err
 	}
 	done, again, err := p.commit(stream, plan)
 	if err != nil || done != nil {
@@ -297,6 +313,18 @@ func (p *putting) putStream(ctx context.Context) (*zcstorev1.PutDone, error) {
 		err = zcerr.New(zcerr.Other, "the daemon wants a put with all its digests again")
 	}
 	return done, err
+}
+
+// atEnd holds a stream to its end.
+func atEnd(r io.Reader) error {
+	n, err := io.ReadFull(r, make([]byte, 1))
+	if n > 0 {
+		return zcerr.New(zcerr.Invalid, "bytes follow after the last tensor").WithHint("the stream must be one safetensors file and nothing else")
+	}
+	if !errors.Is(err, io.EOF) {
+		return zcerr.New(zcerr.Invalid, "read the stream: %w", err)
+	}
+	return nil
 }
 
 // isUnimplemented reports that the daemon is of a release that does not know a call.

@@ -167,6 +167,25 @@ func TestStreamOfTheWrongLength(t *testing.T) {
 	idle(t, c)
 }
 
+// What the caller's stream does is nothing that a put waits for once its context has ended.
+func TestPutStreamThatHangs(t *testing.T) {
+	c, _, _ := daemonAndClient(t)
+	for _, at := range []int{0, 1000, 2000} { // 2000: all bytes, and no end
+		d, parts := draft(1, 2, 1000)
+		r, w := io.Pipe()
+		ctx, cancel := context.WithCancel(ctx)
+		go func() {
+			_, _ = w.Write(slicesJoin(parts)[:at])
+			cancel()
+		}()
+		if _, err := c.PutStream(ctx, "m", d, []int{0, 1}, r, client.PutOptions{}); zcerr.KindOf(err) != zcerr.Canceled {
+			t.Errorf("after %d bytes: %v", at, err)
+		}
+		w.Close()
+	}
+	idle(t, c)
+}
+
 func slicesJoin(parts [][]byte) []byte { return bytes.Join(parts, nil) }
 
 // idle waits until no put is open, and checks that none has left anything.

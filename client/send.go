@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,17 +19,25 @@ import (
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
 )
 
-// rawBytes sends the wanted rows over the raw channel: descriptors of files for those that lie in one, bytes for the others.
-func (p *putting) rawBytes(ctx context.Context, s *manifest.Sealed, plan *zcstorev1.PutPlan) error {
+// rawBytes sends the wanted rows over the raw channel: descriptors of files for those that lie in one, bytes for the others. All
+// that the daemon says there is why it refuses them, which may be after they were sent: refuse ends the put with that.
+func (p *putting) rawBytes(ctx context.Context, refuse context.CancelCauseFunc, s *manifest.Sealed, plan *zcstorev1.PutPlan) error {
 	var d net.Dialer
 	dialed, err := d.DialContext(ctx, "unix", p.c.socket)
 	if err != nil {
 		return err
 	}
 	conn := dialed.(*net.UnixConn)
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	told := make(chan struct{})
+	go func() { // until the daemon has all, or the put is over
+		defer close(told)
+		defer conn.Close()
+		text, _ := bufio.NewReader(io.LimitReader(conn, maxRefusal)).ReadBytes('\n')
+		if err, ok := fdpass.ParseRefusal(text); ok {
+			refuse(err)
+		}
+	}()
 	out := &rawSender{p: p, s: s, conn: conn, total: int(plan.WantedBytes)}
 	var wanted []int
 	for row := range s.Data {
@@ -44,10 +53,24 @@ func (p *putting) rawBytes(ctx context.Context, s *manifest.Sealed, plan *zcstor
 	default:
 		err = out.sources(plan.Ticket, wanted)
 	}
+	if isBroken(err) {
+		<-told // the daemon has closed it, so this does not wait
+	} else if err != nil {
+		conn.Close()
+	}
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
 	return err
+}
+
+// maxRefusal is more than a refusal has.
+const maxRefusal = 64 << 10
+
+// isBroken tells an error of the connection from one of the source.
+func isBroken(err error) bool {
+	var broken net.Error
+	return errors.As(err, &broken) || errors.Is(err, syscall.EPIPE)
 }
 
 // rawSender writes the bytes of a put to the raw channel. proto/README.md has the frames.

@@ -18,6 +18,17 @@ func interrupted(err error) error {
 	return zcerr.New(zcerr.Canceled, "interrupted: %w", err)
 }
 
+// inCommand names a command in the error of a call that is only a part of it.
+func inCommand(op, model string, err error) error {
+	var e *zcerr.Error
+	if !errors.As(err, &e) {
+		return zcerr.Wrap(op, model, err)
+	}
+	named := *e
+	named.Op, named.Model = op, model
+	return &named
+}
+
 // wantsJSON looks for -o json in a command line that could not be parsed.
 func wantsJSON(args []string) bool {
 	for i, arg := range args {

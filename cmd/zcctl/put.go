@@ -134,7 +134,7 @@ func (a *app) openPut(ctx context.Context, j putJob) (im *hf.Import, stream *hf.
 	if _, err := c.Status(ctx); err != nil { // before gigabytes are hashed for nobody
 		im.Close()
 		c.Close()
-		return nil, nil, nil, err
+		return nil, nil, nil, inCommand("put", j.target, err)
 	}
 	return im, stream, c, nil
 }

@@ -69,7 +69,7 @@ func (a *app) verify(ctx context.Context, c *client.Client, ref string, quick bo
 	if ref == "" {
 		stored, err := c.List(ctx, "", false)
 		if err != nil {
-			return err
+			return inCommand("verify", "", err)
 		}
 		refs = nil
 		for _, v := range stored {

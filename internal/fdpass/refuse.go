@@ -153,9 +153,19 @@ func inProtocol(first string, text []byte) []byte {
 
 // refused is what the client makes of a complete refusal. Called with mu held.
 func (c *Conn) refused() error {
-	var r refusal
-	if err := json.Unmarshal(c.refusal, &r); err != nil || r.Error.Message == "" {
+	err, ok := ParseRefusal(c.refusal)
+	if !ok {
 		return errors.New("the server's refusal cannot be read")
+	}
+	c.answer(err)
+	return err
+}
+
+// ParseRefusal reads a refusal as it comes on the raw channel; ok is false when text is none.
+func ParseRefusal(text []byte) (_ *zcerr.Error, ok bool) {
+	var r refusal
+	if err := json.Unmarshal(text, &r); err != nil || r.Error.Message == "" {
+		return nil, false
 	}
 	err := &zcerr.Error{Kind: zcerr.Other, Hint: r.Error.Hint, Err: errors.New(r.Error.Message)}
 	for _, k := range zcerr.Kinds() {
@@ -163,8 +173,7 @@ func (c *Conn) refused() error {
 			err.Kind = k
 		}
 	}
-	c.answer(err)
-	return err
+	return err, true
 }
 
 // answer tells ClientOptions.Answer, once. Called with mu held.

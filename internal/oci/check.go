@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/zcstore/zcstore/models/manifest"
@@ -25,7 +26,8 @@ type Finding struct {
 	What    string // "index", "version", "blob"
 	Name    string // name:tag or a digest; empty for the directory itself
 	Problem string
-	Note    bool // no damage: something that goes by itself or does no harm
+	Of      string // the blob, when several versions may have it
+	Note    bool   // no damage: something that goes by itself or does no harm
 }
 
 // Report is what a check found.
@@ -73,8 +75,13 @@ func (l *Layout) check(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	told := map[manifest.Digest]bool{} // blobs
+	seen := map[digest.Digest]bool{}
 	for _, e := range r.Entries {
-		l.checkEntry(r, e, bad)
+		if !seen[e.image.Digest] { // a version once, whatever its tags
+			seen[e.image.Digest] = true
+			l.checkEntry(r, e, bad, told)
+		}
 	}
 	for _, v := range images {
 		if len(l.missingOf(v, bad)) == 0 {
@@ -83,7 +90,9 @@ func (l *Layout) check(ctx context.Context) (*Report, error) {
 		}
 	}
 	for _, d := range slices.SortedFunc(maps.Keys(bad), func(a, b manifest.Digest) int { return strings.Compare(a.Hex(), b.Hex()) }) {
-		r.damage("blob", d.String(), "%v", bad[d])
+		if !told[d] {
+			r.damage("blob", d.String(), "%v", bad[d])
+		}
 	}
 	if !r.BadIndex {
 		for i := range r.Entries { // damaged ones may use anything
@@ -223,22 +232,24 @@ type problem struct {
 	what string
 }
 
-func (l *Layout) checkEntry(r *Report, e Entry, bad map[manifest.Digest]error) {
+func (l *Layout) checkEntry(r *Report, e Entry, bad map[manifest.Digest]error, told map[manifest.Digest]bool) {
 	sum, err := fromOCI(e.image.Digest)
 	if err == nil {
 		var b []byte
 		if b, err = l.readBlob(sum, e.image.Size, MaxImageBytes); err == nil {
 			var v *Version
 			if v, err = ParseImage(e.image, b); err == nil {
-				l.checkVersion(r, e, v, bad)
+				l.checkVersion(r, e, v, bad, told)
 				return
 			}
 		}
 	}
+	told[sum] = true
 	r.damage("version", e.Ref(), "its image manifest cannot be read: %v", err)
 }
 
-func (l *Layout) checkVersion(r *Report, e Entry, v *Version, bad map[manifest.Digest]error) {
+// checkVersion reports what is wrong with a version, and notes in told which bad blobs that was.
+func (l *Layout) checkVersion(r *Report, e Entry, v *Version, bad map[manifest.Digest]error, told map[manifest.Digest]bool) {
 	if e.Version != (manifest.Digest{}) && v.Digest != e.Version {
 		r.damage("version", e.Ref(), "the index says %s, its image manifest %s", e.Version.Short(), v.Digest.Short())
 		return
@@ -249,13 +260,14 @@ func (l *Layout) checkVersion(r *Report, e Entry, v *Version, bad map[manifest.D
 	}
 	m, _, err := l.Manifest(v)
 	for _, p := range list {
+		told[p.blob] = true
+		problem := fmt.Sprintf("blob %s %s", p.blob.Short(), p.what)
 		if err == nil {
 			if name := tensorOf(m, v, p.blob); name != "" {
-				r.damage("version", e.Ref(), "%s: blob %s %s", name, p.blob.Short(), p.what)
-				continue
+				problem = name + ": " + problem
 			}
 		}
-		r.damage("version", e.Ref(), "blob %s %s", p.blob.Short(), p.what)
+		r.Findings = append(r.Findings, Finding{What: "version", Name: e.Ref(), Problem: problem, Of: p.blob.String()})
 	}
 }
 

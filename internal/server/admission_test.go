@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -63,6 +64,35 @@ func serve(t *testing.T, l limits.Limits, change ...func(*Server)) (*Server, str
 		os.RemoveAll(dir)
 	})
 	return s, path
+}
+
+// A put whose ticket is not taken is told so at once, whether its bytes fit the socket or not.
+func TestRefusedTicketEndsThePut(t *testing.T) {
+	for _, size := range []int{100, 8 << 20} {
+		s, path := serve(t, limits.Limits{}, func(s *Server) {
+			check := s.decide
+			s.decide = func(c *net.UnixConn, cred peercred.Cred) error {
+				s.mu.Lock()
+				clear(s.tickets) // as if somebody had used it
+				s.mu.Unlock()
+				return check(c, cred)
+			}
+		})
+		c, err := client.Dial(context.Background(), client.Options{Socket: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		begin := time.Now()
+		_, err = c.Put(context.Background(), "m", oneTensor(bytes.NewReader(make([]byte, size)), size), client.PutOptions{})
+		if zcerr.KindOf(err) != zcerr.Denied || !strings.Contains(err.Error(), "no put waits") || zcerr.HintOf(err) == "" {
+			t.Errorf("%d bytes: %v (%s)", size, err, zcerr.HintOf(err))
+		}
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Errorf("%d bytes: told after %v", size, took)
+		}
+		await(t, "end of the put", func() bool { return s.ledger.OpenPuts() == 0 })
+	}
 }
 
 func await(t *testing.T, what string, ok func() bool) {

@@ -75,21 +75,31 @@ func (s *Server) raw(ctx context.Context, conn *net.UnixConn, denied error) (err
 	}
 	line, err := s.readLine(ctx, conn)
 	if err != nil {
-		return err
+		return refuse(conn, err)
 	}
 	if denied != nil {
-		return errors.Join(denied, reply(conn, rawAttached{Error: rawErrorOf(denied)}))
+		return refuse(conn, denied)
 	}
 	verb, arg, _ := strings.Cut(strings.TrimPrefix(line, fdpass.MagicRaw+" "), " ")
 	switch verb {
 	case "put":
-		return s.receive(conn, cred, arg)
+		err = s.receive(conn, cred, arg)
 	case "sources":
-		return s.receiveSources(conn, cred, arg)
+		err = s.receiveSources(conn, cred, arg)
 	case "attach":
-		return s.attachRaw(ctx, conn, cred, arg)
+		err = s.attachRaw(ctx, conn, cred, arg)
+	default:
+		err = zcerr.New(zcerr.Invalid, "the raw channel knows put, sources and attach").WithHint("begin with one line, as in: ZCR1 attach NAME")
 	}
-	return reply(conn, rawAttached{Error: &rawError{Kind: zcerr.Invalid.String(), Message: "the raw channel knows put, sources and attach"}})
+	return refuse(conn, err)
+}
+
+// refuse tells the client why, when there is something to tell: an error of the connection itself is nothing it could read.
+func refuse(conn *net.UnixConn, err error) error {
+	if err == nil || !errors.As(err, new(*zcerr.Error)) {
+		return err
+	}
+	return errors.Join(err, reply(conn, rawAttached{Error: rawErrorOf(err)}))
 }
 
 // readLine reads up to a newline and not a byte further: what follows belongs to the put.
@@ -114,18 +124,18 @@ func (s *Server) readLine(ctx context.Context, conn *net.UnixConn) (string, erro
 		}
 		line = append(line, b[0])
 	}
-	return "", zcerr.New(zcerr.Invalid, "the first line has over %d bytes", maxRawLine)
+	return "", zcerr.New(zcerr.Invalid, "the first line has over %d bytes", maxRawLine).WithHint("begin with one line, as in: ZCR1 attach NAME")
 }
 
 func (s *Server) attachRaw(ctx context.Context, conn *net.UnixConn, cred peercred.Cred, target string) error {
 	back, err := s.ledger.Lease(cred.UID)
 	if err != nil {
-		return errors.Join(err, reply(conn, rawAttached{Error: rawErrorOf(err)}))
+		return err
 	}
 	defer back()
 	l, files, err := s.st.Attach(target, store.Holder{PID: cred.PID, UID: cred.UID, Command: commandOf(cred.PID)})
 	if err != nil {
-		return errors.Join(err, reply(conn, rawAttached{Error: rawErrorOf(err)}))
+		return err
 	}
 	defer s.st.Release(l.ID)
 	answer, err := json.Marshal(rawAttached{Ref: l.Ref, Digest: "sha256:" + hex.EncodeToString(l.Digest[:]), TableBytes: l.TableBytes, Segments: len(files) - 1})

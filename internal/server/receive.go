@@ -74,11 +74,11 @@ func (s *Server) receiveSources(conn *net.UnixConn, cred peercred.Cred, ticket s
 func (s *Server) withTicket(conn *net.UnixConn, cred peercred.Cred, ticket string, take func(*upload) error) error {
 	up := s.redeem(ticket)
 	if up == nil {
-		return zcerr.New(zcerr.Denied, "no put waits for this ticket: it was used, or its time is over")
+		return zcerr.New(zcerr.Denied, "no put waits for this ticket: it was used, or its time is over").WithHint("use the ticket of the plan at once, and once")
 	}
 	if up.peer != cred {
 		up.done <- zcerr.New(zcerr.Denied, "the ticket was used by another process")
-		return zcerr.New(zcerr.Denied, "the ticket belongs to another process")
+		return zcerr.New(zcerr.Denied, "the ticket belongs to another process").WithHint("send the bytes from the process that began the put")
 	}
 	stop := context.AfterFunc(up.ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()

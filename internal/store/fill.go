@@ -21,6 +21,10 @@ import (
 
 const chunkBytes = 1 << 20
 
+// fillBuffers is how many chunks of one put are on their way at a time, however many cores there are: a put over the socket
+// takes 16 MiB beside its segment.
+const fillBuffers = 16
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // rowSum digests one row while its bytes are written into the segment.
@@ -90,8 +94,22 @@ func (p *Put) Fill(ctx context.Context, r io.Reader) error { return p.FillRows(c
 type chunk struct {
 	row         int
 	first, last bool // of its row
-	buf         *[]byte
-	n           int
+	bytes       []byte
+}
+
+// buffers are the chunks of one put that nobody uses; nil is one that was not needed yet.
+type buffers chan []byte
+
+func (b buffers) take(ctx context.Context) ([]byte, error) {
+	select {
+	case buf := <-b:
+		if buf == nil {
+			buf = make([]byte, chunkBytes)
+		}
+		return buf, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // FillRows reads the bytes of some wanted rows from r, in the order of rows and without framing, writes them into the segment
@@ -106,14 +124,17 @@ func (p *Put) FillRows(ctx context.Context, rows []int, r io.Reader) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	bufs := sync.Pool{New: func() any { b := make([]byte, chunkBytes); return &b }}
-	queues := make([]chan chunk, max(1, runtime.GOMAXPROCS(0)))
+	bufs := make(buffers, fillBuffers)
+	for range fillBuffers {
+		bufs <- nil
+	}
+	queues := make([]chan chunk, min(runtime.GOMAXPROCS(0), fillBuffers))
 	var wg sync.WaitGroup
 	for i := range queues {
 		queues[i] = make(chan chunk, 4)
-		wg.Go(func() { p.drain(queues[i], &bufs, cancel) })
+		wg.Go(func() { p.drain(queues[i], bufs, cancel) })
 	}
-	err := p.readRows(ctx, rows, r, queues, &bufs)
+	err := p.readRows(ctx, rows, r, queues, bufs)
 	for _, q := range queues {
 		close(q)
 	}
@@ -125,7 +146,7 @@ func (p *Put) FillRows(ctx context.Context, rows []int, r io.Reader) error {
 }
 
 // readRows deals the rows to the queues in turn, so that several are hashed at a time.
-func (p *Put) readRows(ctx context.Context, rows []int, r io.Reader, queues []chan chunk, bufs *sync.Pool) error {
+func (p *Put) readRows(ctx context.Context, rows []int, r io.Reader, queues []chan chunk, bufs buffers) error {
 	in := &exactReader{r: r}
 	for _, row := range rows {
 		in.left += int64(p.man.Tensors[row].Bytes())
@@ -136,14 +157,17 @@ func (p *Put) readRows(ctx context.Context, rows []int, r io.Reader, queues []ch
 		q := queues[i%len(queues)]
 		for done := int64(0); ; {
 			n := int(min(chunkBytes, size-done))
-			buf := bufs.Get().(*[]byte)
-			if _, err := io.ReadFull(small, (*buf)[:n]); err != nil {
+			buf, err := bufs.take(ctx)
+			if err != nil {
+				return err
+			}
+			if _, err := io.ReadFull(small, buf[:n]); err != nil {
 				if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 					return zcerr.New(zcerr.Invalid, "the bytes end inside tensor %q: %w", p.man.Tensors[row].Names[0], err)
 				}
 				return err
 			}
-			c := chunk{row: row, first: done == 0, last: done+int64(n) == size, buf: buf, n: n}
+			c := chunk{row: row, first: done == 0, last: done+int64(n) == size, bytes: buf[:n]}
 			select {
 			case q <- c:
 			case <-ctx.Done():
@@ -173,14 +197,14 @@ func (e *exactReader) Read(b []byte) (int, error) {
 }
 
 // drain writes and hashes the chunks of one queue.
-func (p *Put) drain(q <-chan chunk, bufs *sync.Pool, fail context.CancelCauseFunc) {
+func (p *Put) drain(q <-chan chunk, bufs buffers, fail context.CancelCauseFunc) {
 	var sum rowSum
 	for c := range q {
 		if c.first {
 			sum = p.begin(c.row)
 		}
-		err := sum.add((*c.buf)[:c.n])
-		bufs.Put(c.buf)
+		err := sum.add(c.bytes)
+		bufs <- c.bytes[:chunkBytes]
 		if err == nil && c.last {
 			err = sum.end()
 		}

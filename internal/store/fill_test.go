@@ -11,10 +11,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/zcstore/zcstore/internal/failpoint"
 	"github.com/zcstore/zcstore/internal/memlimit"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/safetensors"
@@ -252,7 +254,13 @@ func TestSourceThatHangs(t *testing.T) {
 		src := hanging{make(chan struct{})}
 		over := make(chan struct{})
 		begin := time.Now()
-		err := p.Import(context.Background(), src, size, rows, 30*time.Second, func() { close(over) }, noProgress)
+		var late atomic.Bool
+		err := p.Import(context.Background(), src, size, rows, 30*time.Second, func() { close(over) }, func(int) {
+			if late.Load() {
+				t.Error("progress after Import has returned")
+			}
+		})
+		late.Store(true)
 		if took := time.Since(begin); !errors.Is(err, zcerr.Timeout) || took < 30*time.Second || took > 61*time.Second {
 			t.Errorf("%v after %v", err, took)
 		}
@@ -262,8 +270,13 @@ func TestSourceThatHangs(t *testing.T) {
 		default:
 		}
 		p.Abort()
+		restore := failpoint.Set(func(step string) error {
+			t.Errorf("%s after the put was aborted", step)
+			return nil
+		})
 		close(src.release)
 		<-over
+		restore()
 	})
 	check(t, s)
 }

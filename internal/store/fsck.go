@@ -38,7 +38,8 @@ type Finding struct {
 	What    string // "catalog", "index", "version", "segment", "blob"
 	Name    string // name:tag where it has one, otherwise a digest or an id; may be empty
 	Problem string
-	Note    bool // no damage
+	Of      string // what is damaged, when several versions have it; empty: it is of this finding alone
+	Note    bool   // no damage
 }
 
 // FsckVersion is a version that is whole in memory, on disk or in both.
@@ -58,13 +59,17 @@ type FsckReport struct {
 	Kept     []string // the old ones, under their new names
 }
 
-// Damaged counts the findings that are damage.
+// Damaged counts what is damaged, each thing once, however many versions have it.
 func (r *FsckReport) Damaged() int {
 	n := 0
+	seen := map[string]bool{}
 	for _, f := range r.Findings {
-		if !f.Note {
-			n++
+		of := f.Where + " " + f.Of
+		if f.Note || f.Of != "" && seen[of] {
+			continue
 		}
+		seen[of] = true
+		n++
 	}
 	return n
 }
@@ -154,7 +159,7 @@ func (f *fsck) checkDisk(ctx context.Context) error {
 	f.disk = rep
 	f.r.Bytes += rep.Bytes
 	for _, d := range rep.Findings {
-		f.r.Findings = append(f.r.Findings, Finding{Where: "disk", What: d.What, Name: d.Name, Problem: d.Problem, Note: d.Note})
+		f.r.Findings = append(f.r.Findings, Finding{Where: "disk", What: d.What, Name: d.Name, Problem: d.Problem, Of: d.Of, Note: d.Note})
 	}
 	for _, e := range rep.Entries {
 		f.addName(e.Version, e.Ref())
@@ -262,8 +267,11 @@ func (f *fsck) checkVersion(ctx context.Context, d manifest.Digest) error {
 	case err != nil:
 		f.r.damage("memory", "version", f.nameOf(d), "%v", plain(err))
 	case len(bad) > 0:
-		for _, name := range out.Damaged {
-			f.r.damage("memory", "version", f.nameOf(d), "tensor %q: its bytes are not those of its digest", name)
+		for i, name := range out.Damaged {
+			f.r.Findings = append(f.r.Findings, Finding{
+				Where: "memory", What: "version", Name: f.nameOf(d), Of: fmt.Sprintf("%s at %d", bad[i].seg.id, bad[i].offset),
+				Problem: fmt.Sprintf("tensor %q: its bytes are not those of its digest", name),
+			})
 		}
 	default:
 		for _, sg := range v.segs {
@@ -335,6 +343,7 @@ func (f *fsck) checkNamed() {
 				continue
 			}
 			switch {
+			case f.indexed(d): // it was evicted: whether it is whole, the disk says
 			case f.onDisk(d):
 			case f.disk == nil && f.cat.data != "" && !f.cat.unwritten[d]:
 				f.r.note("memory", "version", f.nameOf(d), "it is only on disk: zcctl fsck --data %s looks there", f.cat.data)
@@ -346,6 +355,11 @@ func (f *fsck) checkNamed() {
 }
 
 func (f *fsck) onDisk(d manifest.Digest) bool { return f.disk != nil && f.disk.Whole[d] != nil }
+
+// indexed tells that the index names a version.
+func (f *fsck) indexed(d manifest.Digest) bool {
+	return f.disk != nil && slices.ContainsFunc(f.disk.Entries, func(e oci.Entry) bool { return e.Version == d })
+}
 
 // sum lists what is whole.
 func (f *fsck) sum() {

@@ -267,3 +267,66 @@ func TestFsckRefusesWhileADaemonServes(t *testing.T) {
 		}
 	}
 }
+
+// A tensor that two versions and three tags have, and that is damaged, is one damage; each version is named. A version that
+// was evicted has no table in memory: whether it is whole, the disk says.
+func TestFsckCountsADamageOnce(t *testing.T) {
+	shared := row{"shared", 256 << 10, 7}
+	damage := func(t *testing.T, files func(name string) bool, dir string) {
+		t.Helper()
+		n := 0
+		for name, b := range dirOf(t, dir) {
+			if !files(name) {
+				continue
+			}
+			flipped := []byte(b)
+			flipped[len(flipped)-1] ^= 1
+			if err := errors.Join(os.Chmod(name, 0o600), os.WriteFile(name, flipped, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		if n != 1 {
+			t.Fatalf("%d files were damaged", n)
+		}
+	}
+	a, b := sealed(t, draft(shared)), sealed(t, draft(shared, row{"tiny", 100, 8}))
+	t.Run("memory", func(t *testing.T) {
+		h := newHost(t)
+		h.t, h.opt.Data = t, ""
+		s := h.open()
+		put(t, s, "m", a)
+		put(t, s, "n", b)
+		s.Close()
+		var largest string
+		for name, b := range dirOf(t, h.opt.Dir) {
+			if strings.Contains(name, "/"+segmentPrefix) && len(b) > 256<<10 {
+				largest = name
+			}
+		}
+		damage(t, func(name string) bool { return name == largest }, h.opt.Dir)
+		r := h.check(false)
+		if r.Damaged() != 1 || len(r.Findings) < 2 {
+			t.Errorf("%d damaged: %+v", r.Damaged(), r.Findings)
+		}
+	})
+	t.Run("disk", func(t *testing.T) {
+		h := newHost(t)
+		h.t = t
+		s := h.open()
+		put(t, s, "m", a)
+		put(t, s, "n", b)
+		s.evict(t, a.Digest)
+		s.evict(t, b.Digest)
+		s.Close()
+		if r := h.check(false); r.Damaged() != 0 {
+			t.Errorf("evicted: %+v", r.Findings)
+		}
+		hex := a.Manifest.Tensors[0].SHA256.Hex()
+		damage(t, func(name string) bool { return strings.HasSuffix(name, hex) }, h.opt.Data)
+		r := h.check(false)
+		if r.Damaged() != 1 {
+			t.Errorf("%d damaged: %+v", r.Damaged(), r.Findings)
+		}
+	})
+}

@@ -29,7 +29,8 @@ const importBytes = 256 << 10
 // that copy, never a mix.
 //
 // Import returns when the rows are filled, on the first error, when ctx ends, and when nothing was read for idle. A read that
-// hangs in the kernel cannot be ended; it goes on by itself, and ended is called when the last one is over, exactly once.
+// hangs in the kernel cannot be ended; it goes on by itself, and ended is called when the last one is over, exactly once. What it
+// brings then is dropped: once Import has returned, progress is not called and the put is not written to.
 // Errors: Invalid when a row does not lie in the source or is not wanted, Corrupt, Timeout.
 func (p *Put) Import(ctx context.Context, src io.ReaderAt, size uint64, rows []RowAt, idle time.Duration, ended func(), progress func(n int)) error {
 	if err := p.checkRows(size, rows); err != nil {
@@ -44,12 +45,14 @@ func (p *Put) Import(ctx context.Context, src io.ReaderAt, size uint64, rows []R
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next, reads atomic.Int64
+	var open tenure
+	defer open.end()
 	var wg sync.WaitGroup
 	for range min(max(1, runtime.GOMAXPROCS(0)), len(rows)) {
 		wg.Go(func() {
 			buf := make([]byte, importBytes)
 			for i := int(next.Add(1)) - 1; i < len(rows) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
-				if err := p.importRow(ctx, src, rows[i], buf, func(n int) { reads.Add(1); progress(n) }); err != nil {
+				if err := p.importRow(ctx, &open, src, rows[i], buf, func(n int) { reads.Add(1); progress(n) }); err != nil {
 					cancel(err)
 				}
 			}
@@ -97,7 +100,7 @@ func (p *Put) checkRows(size uint64, rows []RowAt) error {
 	return nil
 }
 
-func (p *Put) importRow(ctx context.Context, src io.ReaderAt, r RowAt, buf []byte, read func(n int)) error {
+func (p *Put) importRow(ctx context.Context, open *tenure, src io.ReaderAt, r RowAt, buf []byte, read func(n int)) error {
 	t := &p.man.Tensors[r.Row]
 	sum := p.begin(r.Row)
 	for size := int64(t.Bytes()); sum.at < size; {
@@ -109,13 +112,38 @@ func (p *Put) importRow(ctx context.Context, src io.ReaderAt, r RowAt, buf []byt
 			}
 			return zcerr.New(zcerr.Invalid, "read tensor %q: %w", t.Names[0], err)
 		}
-		read(n)
-		if err := sum.add(b); err != nil {
+		err = open.while(func() error {
+			read(n)
+			return sum.add(b)
+		})
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
 			return err
 		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 	}
-	return sum.end()
+	return open.while(sum.end)
+}
+
+// tenure is the time in which the workers of an import may touch what is the caller's again after it.
+type tenure struct {
+	mu    sync.RWMutex
+	ended bool // guarded by mu
+}
+
+// while calls f, unless the time is over.
+func (t *tenure) while(f func() error) error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if t.ended {
+		return context.Canceled
+	}
+	return f()
+}
+
+func (t *tenure) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
 }

@@ -70,7 +70,7 @@ func (s *Store) AttachAs(target string, h Holder, ask Ask) (l *Lease, files []*o
 	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
-		return nil, nil, zcerr.New(zcerr.Invalid, "%w", err)
+		return nil, nil, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	if ask.Form != "" {
 		if _, err := derive.Parse(string(ask.Form)); err != nil {

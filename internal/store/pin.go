@@ -12,7 +12,7 @@ import (
 func (s *Store) Pin(target string, off bool) (VersionInfo, error) {
 	r, err := ref.Parse(target)
 	if err != nil {
-		return VersionInfo{}, zcerr.New(zcerr.Invalid, "%w", err)
+		return VersionInfo{}, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	for {
 		info, cold, err := s.pin(r, off)

@@ -111,7 +111,7 @@ func (s *Store) Plan(spec PutSpec) (*Put, error) {
 func (s *Store) newPut(spec PutSpec) (*Put, error) {
 	r, err := ref.Parse(spec.Ref)
 	if err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+		return nil, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	if r.Digest != nil {
 		return nil, zcerr.New(zcerr.Invalid, "reference %s: a put cannot choose its digest", spec.Ref).WithHint("leave the @sha256:... away")

@@ -141,7 +141,7 @@ func (s *Store) coldInfoLocked(m *model, d manifest.Digest, e *onDisk) VersionIn
 func (s *Store) Show(target string) (VersionInfo, error) {
 	r, err := ref.Parse(target)
 	if err != nil {
-		return VersionInfo{}, zcerr.New(zcerr.Invalid, "%w", err)
+		return VersionInfo{}, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,11 +173,11 @@ func (s *Store) TagAs(source, target string, replace bool, form derive.Form) (di
 	}
 	src, err := ref.Parse(source)
 	if err != nil {
-		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err)
+		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	dst, err := ref.Parse(target)
 	if err != nil {
-		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err)
+		return digest, previous, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	if dst.Tag == "" || dst.Digest != nil {
 		return digest, previous, zcerr.New(zcerr.Invalid, "%s is no tag", target).WithHint("write NAME:TAG, as in zcctl tag %s %s:prod", source, dst.Name)
@@ -211,7 +211,7 @@ func (s *Store) Remove(target string, all bool) (_ Removed, err error) {
 	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
-		return Removed{}, zcerr.New(zcerr.Invalid, "%w", err)
+		return Removed{}, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	s.lockNames()
 	defer s.unlockNames()

@@ -30,6 +30,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -283,6 +284,9 @@ func openLocked(opt Options) (*shm.Dir, *os.File, error) {
 		_, err := os.Lstat(opt.Dir)
 		made := errors.Is(err, os.ErrNotExist)
 		dir, err := shm.OpenDir(opt.Dir, opt.AnyFS)
+		if err != nil && !errors.As(err, new(syscall.Errno)) { // it is there, and is none for weights
+			err = zcerr.New(zcerr.Invalid, "%w", err).WithHint("choose a directory of this user on a tmpfs, as in --dir /dev/shm/NAME")
+		}
 		if err != nil {
 			return nil, nil, err
 		}

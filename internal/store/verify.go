@@ -61,7 +61,7 @@ func (s *Store) verify(ctx context.Context, target string, quick bool) (_ *Verif
 	defer explainInto(&err)
 	r, err := ref.Parse(target)
 	if err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "%w", err)
+		return nil, zcerr.New(zcerr.Invalid, "%w", err).WithHint(ref.Hint)
 	}
 	for {
 		s.mu.Lock()
@@ -201,9 +201,13 @@ func (s *Store) scrubBy(ctx context.Context, tab []byte, v *version, quick bool,
 			}
 		}
 	}
+	type broken struct {
+		name string
+		at   place
+	}
 	var (
-		mu  sync.Mutex
-		bad []place
+		mu   sync.Mutex
+		rows []broken
 	)
 	check := func(i int, buf []byte) error {
 		row, err := t.Tensor(i)
@@ -228,8 +232,7 @@ func (s *Store) scrubBy(ctx context.Context, tab []byte, v *version, quick bool,
 			if err != nil {
 				return err
 			}
-			out.Damaged = append(out.Damaged, names[0])
-			bad = append(bad, place{v.segs[row.Segment], row.Offset})
+			rows = append(rows, broken{names[0], place{v.segs[row.Segment], row.Offset}})
 		}
 		return nil
 	}
@@ -237,7 +240,11 @@ func (s *Store) scrubBy(ctx context.Context, tab []byte, v *version, quick bool,
 		buf := make([]byte, scrubBytes)
 		return func(i int) error { return region.Guard(func() error { return check(i, buf) }) }
 	})
-	slices.Sort(out.Damaged)
+	slices.SortFunc(rows, func(a, b broken) int { return strings.Compare(a.name, b.name) })
+	var bad []place
+	for _, r := range rows {
+		out.Damaged, bad = append(out.Damaged, r.name), append(bad, r.at)
+	}
 	return bad, err
 }
 

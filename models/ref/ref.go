@@ -15,6 +15,9 @@ import (
 // Latest is the tag of a reference that names none; every put to a bare name moves it.
 const Latest = "latest"
 
+// Hint is what to do about a reference that cannot be read.
+const Hint = "write NAME, NAME:TAG or NAME@sha256:DIGEST, the digest with all its 64 hex digits: zcctl ls -o json has them"
+
 const (
 	maxName = 255
 	maxPart = 128
