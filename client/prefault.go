@@ -5,13 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/zcstore/zcstore/models/derive"
+	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
+	"github.com/zcstore/zcstore/shm"
 	"github.com/zcstore/zcstore/shm/region"
+	"github.com/zcstore/zcstore/shm/tensor"
 )
 
 // PrefaultPolicy says when the pages of the weights are mapped in. A page that is not costs a page fault at its first use.
@@ -131,23 +135,66 @@ func (m *Model) Populate() error { return m.populate(context.Background()) }
 
 // populate goes step by step, so that neither Close nor ctx waits for more than one.
 func (m *Model) populate(ctx context.Context) error {
-	for i, mp := range m.maps[1:] {
-		size := len(mp.Bytes())
-		for at := 0; at < size; at += prefaultStep {
+	var all []run
+	if err := m.Read(func() (err error) { all, err = m.runs(); return err }); err != nil {
+		return zcerr.Wrap("prefault", m.ref, err)
+	}
+	for i, r := range all {
+		for at := r.from; at < r.to; at += prefaultStep {
 			if err := ctx.Err(); err != nil {
 				return zcerr.Wrap("prefault", m.ref, err)
 			}
 			if err := m.gate.Enter(); err != nil {
 				return zcerr.Wrap("prefault", m.ref, err)
 			}
-			err := mp.PopulateRange(at, min(prefaultStep, size-at))
+			err := r.PopulateRange(at, min(prefaultStep, r.to-at))
 			m.gate.Leave()
 			if err != nil {
-				return zcerr.Wrap("prefault", m.ref, prefaultError(i, at, size, err))
+				return zcerr.Wrap("prefault", m.ref, prefaultError(i, at, len(r.Bytes()), err))
 			}
 		}
 	}
 	return nil
+}
+
+// run is a part of a mapping.
+type run struct {
+	*shm.Mapping
+	from, to int
+}
+
+// runs are what the weights of the model's form lie in. Plain bytes that have another form are left out: nobody computes on
+// them.
+func (m *Model) runs() ([]run, error) {
+	unused := make([][]run, len(m.segs))
+	if m.form.Derived() {
+		err := m.table.Each(func(_ int, r table.Tensor) {
+			if m.form.OfTensor(r.Role, r.Shape) && r.Role != tensor.LookupLinear {
+				unused[r.Segment] = append(unused[r.Segment], run{nil, int(r.Offset), int(r.Offset) + r.Bytes})
+			}
+		})
+		if err != nil {
+			return nil, zcerr.New(zcerr.Corrupt, "%w", err)
+		}
+	}
+	var all []run
+	for i, mp := range m.segs {
+		slices.SortFunc(unused[i], func(a, b run) int { return a.from - b.from })
+		at := 0
+		for _, u := range append(unused[i], run{nil, len(mp.Bytes()), 0}) {
+			// A page that is used in part is used.
+			if to := (u.from + shm.PageSize - 1) &^ (shm.PageSize - 1); at < u.from {
+				all = append(all, run{mp, at, min(to, len(mp.Bytes()))})
+			}
+			at = max(at, u.to&^(shm.PageSize-1))
+		}
+	}
+	for _, f := range m.forms {
+		for _, mp := range f.segs {
+			all = append(all, run{mp, 0, len(mp.Bytes())})
+		}
+	}
+	return all, nil
 }
 
 func prefaultError(segment, at, size int, err error) error {

@@ -2,12 +2,14 @@ package text_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/client/text"
 	"github.com/zcstore/zcstore/internal/golden"
+	"github.com/zcstore/zcstore/internal/procmem"
 	"github.com/zcstore/zcstore/internal/testdaemon"
 )
 
@@ -49,6 +51,31 @@ func TestPackedAnswersAreThePlainOnes(t *testing.T) {
 		if !slices.Equal(plain[i], packed[i]) {
 			t.Fatalf("text %d differs", i)
 		}
+	}
+	// A prefault maps in what the form is computed on, and leaves out the plain bytes of the same weights.
+	p, err := text.Open(ctx, c, "minilm", client.Form("packed"), client.Prefault(client.PrefaultWait))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	mapped := func(segs []client.Segment) (rss, size int) {
+		for _, sg := range segs {
+			maps, err := procmem.Mappings(os.Getpid(), sg.Inode)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range maps {
+				rss, size = rss+m.RSS, size+m.Size
+			}
+		}
+		return rss, size
+	}
+	if rss, size := mapped(p.Stored().FormSegments()); rss != size || size == 0 {
+		t.Errorf("%d of %d bytes of forms are mapped in", rss, size)
+	}
+	// Of MiniLM, 43 MB of 91 are multiplied; a page that is used in part, and those around it, are used.
+	if rss, size := mapped(p.Stored().Segments()); rss < 47_000_000 || rss > 52_000_000 {
+		t.Errorf("%d of %d plain bytes are mapped in", rss, size)
 	}
 	v, err := c.Show(ctx, "minilm")
 	if err != nil {

@@ -40,7 +40,7 @@ type panels struct {
 func (r *panels) Read(b []byte) (int, error) {
 	if len(r.rest) == 0 {
 		left := r.Panels() - r.next
-		if left == 0 {
+		if left == 0 || r.PanelBytes() == 0 { // of a weight without inputs
 			return 0, io.EOF
 		}
 		if n := min(len(b)/r.PanelBytes(), left); n > 0 {
