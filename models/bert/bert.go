@@ -197,6 +197,9 @@ type pass struct {
 	seqs gpu.Ragged
 	h    gpu.Matrix // [tokens, hidden_size], the states so far
 
+	parts  []part
+	starts []int // of the texts in each part, unchanged until Sync
+
 	pos, zeros, first []int32 // what is uploaded, unchanged until Sync
 	tables            [3]gpu.Lookup
 }
@@ -242,6 +245,7 @@ func (p *pass) run(ctx context.Context, b *Batch, keep func(i int, h gpu.Matrix)
 	s.LayerNorm(p.h, p.h, gpu.Matrix{}, m.norm.weight, m.norm.bias, float32(m.config.LayerNormEps))
 	s.Release(mark)
 
+	p.divide(b)
 	for i := 0; ; i++ {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -254,31 +258,68 @@ func (p *pass) run(ctx context.Context, b *Batch, keep func(i int, h gpu.Matrix)
 		if i == len(m.layers) {
 			return s.Err()
 		}
-		p.layer(&m.layers[i])
+		for _, t := range p.parts {
+			p.layer(&m.layers[i], p.h.Slice(t.from, t.seqs.Tokens), t.seqs)
+		}
 	}
 }
 
-// layer launches one block: attention and a feed-forward net, each added to what went in and normalised.
-func (p *pass) layer(l *layer) {
+// part is texts that go through a layer together.
+type part struct {
+	from int // token
+	seqs gpu.Ragged
+}
+
+// together is about how many tokens go through a layer together: enough to keep the kernels busy, and few enough that what a
+// layer needs for them stays in a cache, and memory small whatever the batch.
+const together = 512
+
+// divide makes parts of about the same size of the texts.
+func (p *pass) divide(b *Batch) {
+	n := (len(b.IDs) + together - 1) / together
+	if n <= 1 {
+		p.parts = append(p.parts[:0], part{0, p.seqs})
+		return
+	}
+	p.parts = p.parts[:0]
+	p.starts = slices.Grow(p.starts[:0], b.Len()+n)
+	size := (len(b.IDs) + n - 1) / n
+	for first := 0; first < b.Len(); {
+		from, at := b.Starts[first], len(p.starts)
+		last := first
+		for last < b.Len() && (last == first || b.Starts[last+1]-from <= size) {
+			p.starts = append(p.starts, b.Starts[last]-from)
+			last++
+		}
+		to := b.Starts[last]
+		p.starts = append(p.starts, to-from)
+		var mask []int32
+		if b.Mask != nil {
+			mask = b.Mask[from:to]
+		}
+		p.parts = append(p.parts, part{from, p.s.Ragged(p.starts[at:], mask)})
+		first = last
+	}
+}
+
+// layer launches one block, on some of the texts: attention and a feed-forward net, each added to what went in and normalised.
+func (p *pass) layer(l *layer, h gpu.Matrix, seqs gpu.Ragged) {
 	s, c := p.s, &p.m.config
 	hidden, eps := c.HiddenSize, float32(c.LayerNormEps)
 	mark := s.Mark()
-	mid := s.F32(p.h.Rows, hidden)
-	inner := s.Mark()
-
-	qkv := s.F32(p.h.Rows, 3*hidden)
-	seen := s.F32(p.h.Rows, hidden)
-	s.Linear(qkv, p.h, l.qkv, gpu.Epilogue{})
+	qkv := s.F32(h.Rows, 3*hidden)
+	seen := s.F32(h.Rows, hidden)
+	s.Linear(qkv, h, l.qkv, gpu.Epilogue{})
 	s.Attention(seen, qkv.Columns(0, hidden), qkv.Columns(hidden, hidden), qkv.Columns(2*hidden, hidden),
-		gpu.Attention{Heads: c.NumAttentionHeads, Seqs: p.seqs})
-	s.Linear(mid, seen, l.attn, gpu.Epilogue{Residual: p.h})
-	s.LayerNorm(mid, mid, gpu.Matrix{}, l.attnNorm.weight, l.attnNorm.bias, eps)
-	s.Release(inner)
+		gpu.Attention{Heads: c.NumAttentionHeads, Seqs: seqs})
+	s.Linear(h, seen, l.attn, gpu.Epilogue{Residual: h})
+	s.LayerNorm(h, h, gpu.Matrix{}, l.attnNorm.weight, l.attnNorm.bias, eps)
+	s.Release(mark)
 
-	wide := s.F32(p.h.Rows, c.IntermediateSize)
-	s.Linear(wide, mid, l.up, gpu.Epilogue{Act: p.m.act})
-	s.Linear(p.h, wide, l.down, gpu.Epilogue{Residual: mid})
-	s.LayerNorm(p.h, p.h, gpu.Matrix{}, l.norm.weight, l.norm.bias, eps)
+	wide := s.F32(h.Rows, c.IntermediateSize)
+	s.Linear(wide, h, l.up, gpu.Epilogue{Act: p.m.act})
+	s.Linear(h, wide, l.down, gpu.Epilogue{Residual: h})
+	s.LayerNorm(h, h, gpu.Matrix{}, l.norm.weight, l.norm.bias, eps)
 	s.Release(mark)
 }
 
