@@ -54,8 +54,8 @@ func (p *Pipeline) Answer(ctx context.Context, questions []Question, o AnswerOpt
 		if q.Question == "" || q.Context == "" {
 			return nil, zcerr.New(zcerr.Invalid, "question %d: question or context is empty", i)
 		}
-		err := p.tokenizing(func() error {
-			t := p.tok.WithTruncation(tokenizer.Truncation{MaxLength: o.MaxTokens, Stride: o.Stride, Strategy: tokenizer.OnlySecond})
+		err := p.use(func(t *tokenizer.Tokenizer) error {
+			t = t.WithTruncation(tokenizer.Truncation{MaxLength: o.MaxTokens, Stride: o.Stride, Strategy: tokenizer.OnlySecond})
 			e, err := t.WithOverflow(true).Encode(q.Question, q.Context)
 			if err != nil {
 				return err
@@ -138,11 +138,10 @@ type candidate struct {
 // tokens of the context and the class token, which stands for no answer.
 func (s *search) window(e *tokenizer.Encoding, logits []float32) {
 	n := len(e.IDs)
-	cls, hasCls := s.p.tok.ID(s.p.config.ClassToken)
 	may := make([]bool, n)
 	start, end := make([]float32, n), make([]float32, n)
 	for i := range n {
-		may[i] = e.Input[i] == 1 || hasCls && e.IDs[i] == cls
+		may[i] = e.Input[i] == 1 || e.IDs[i] == s.p.cls
 		start[i], end[i] = -10000, -10000
 		if may[i] {
 			start[i], end[i] = logits[2*i], logits[2*i+1]

@@ -41,8 +41,8 @@ func (p *Pipeline) FillMask(ctx context.Context, texts []string, topK int) ([]Fi
 	if err != nil {
 		return nil, err
 	}
-	mask, ok := p.tok.ID(p.config.MaskToken)
-	if !ok {
+	mask := p.mask
+	if mask < 0 {
 		return nil, zcerr.New(zcerr.Invalid, "the tokenizer has no mask token %q", p.config.MaskToken)
 	}
 	out := make([]Filled, len(texts))
@@ -94,11 +94,11 @@ func (p *Pipeline) fills(logits []float32, e *tokenizer.Encoding, at int, mask i
 	sort.SliceStable(ids, func(a, b int) bool { return logits[ids[a]] > logits[ids[b]] })
 	single := slices.Index(e.IDs, mask) == at && !slices.Contains(e.IDs[at+1:], mask)
 	var out []Fill
-	err := p.tokenizing(func() error {
+	err := p.use(func(t *tokenizer.Tokenizer) error {
 		for _, id := range ids[:min(topK, len(ids))] {
 			whole := slices.Clone(e.IDs)
 			whole[at] = id
-			out = append(out, Fill{Token: p.tok.Decode([]int32{id}, false), ID: id, Score: logits[id], Text: p.tok.Decode(whole, single)})
+			out = append(out, Fill{Token: t.Decode([]int32{id}, false), ID: id, Score: logits[id], Text: t.Decode(whole, single)})
 		}
 		return nil
 	})

@@ -95,7 +95,6 @@ func (p *Pipeline) Tag(ctx context.Context, texts []string, how Aggregation) ([]
 // tagTokens gives the tokens of a text that are not special, with their probabilities.
 func (p *Pipeline) tagTokens(text string, e *tokenizer.Encoding, logits []float32, labels int) []tagged {
 	prefix := p.tok.ContinuingPrefix() != ""
-	unk, hasUnk := p.tok.ID(p.config.UnknownToken)
 	var out []tagged
 	for i, id := range e.IDs {
 		if e.SpecialMask[i] == 1 {
@@ -104,7 +103,7 @@ func (p *Pipeline) tagTokens(text string, e *tokenizer.Encoding, logits []float3
 		t := tagged{scores: logits[i*labels : (i+1)*labels], bytes: e.Bytes[i], runes: e.Offsets[i]}
 		softmax(t.scores)
 		switch {
-		case hasUnk && id == unk:
+		case id == p.unk:
 		case prefix:
 			t.subword = utf8.RuneCountInString(e.Tokens[i]) != t.runes.End-t.runes.Start
 		default: // no space at the seam

@@ -7,7 +7,6 @@ package text
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sort"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
-	"github.com/zcstore/zcstore/shm/region"
 )
 
 // Kinds of the modules here.
@@ -47,14 +45,16 @@ func init() {
 type Pipeline struct {
 	config  Config
 	model   Encoder
-	hidden  int                  // width of its states
-	tok     *tokenizer.Tokenizer // nil: the pipeline takes ids
-	whole   bool                 // texts are not cut
+	hidden  int   // width of its states
+	guarded       // the tokenizer; none: the pipeline takes ids
+	cls     int32 // ids of special tokens; -1: none
+	unk     int32
+	mask    int32
+	whole   bool // texts are not cut
 	pooling *Pooling
 	layers  []nn.Layer     // what vectors go through behind the pooling
 	steps   []models.Child // pooling and layers, as stored
 	values  []models.Value // the tokenizer's files
-	gate    *region.Gate   // of the mapping that the tokenizer's tables lie in; nil: its own memory
 }
 
 func load(s models.Source) (models.Module, error) {
@@ -102,35 +102,24 @@ func load(s models.Source) (models.Module, error) {
 }
 
 func (p *Pipeline) loadTokenizer(s models.Source) error {
-	var tok *tokenizer.Tokenizer
-	var tables []byte
-	var err error
-	keep := func(name string) ([]byte, bool) { // in place, as weights are: they live as long as the mapping does
-		b, ok := s.Value(name)
-		if ok {
-			p.values = append(p.values, models.Value{Name: name, MediaType: FileMedia, Data: b})
+	if b, ok := s.Value(PartTokenizerConfig); ok { // in place, as weights are: it lives as long as the mapping does
+		p.values = append(p.values, models.Value{Name: PartTokenizerConfig, MediaType: FileMedia, Data: b})
+	}
+	file, g, err := open(s)
+	if err != nil || g.tok == nil {
+		return err
+	}
+	p.values = append(p.values, models.Value{Name: PartTokenizer, MediaType: FileMedia, Data: file})
+	// The pipeline's limit overrides the file's, and nothing is padded: texts of a batch lie one behind the other.
+	g.tok = g.tok.WithTruncation(p.truncation()).WithPadding(tokenizer.Padding{}).WithSpecialTokens(!p.config.NoSpecial)
+	p.guarded = g
+	id := func(token string) int32 {
+		if id, ok := g.tok.ID(token); ok && token != "" {
+			return id
 		}
-		return b, ok
+		return -1
 	}
-	keep(PartTokenizerConfig)
-	if ts, ok := s.(models.TableSource); ok {
-		if tables, err = ts.Tables(PartTokenizer); err != nil {
-			return err
-		}
-	}
-	if b, ok := keep(PartTokenizer); ok && tables != nil {
-		tok, err = tokenizer.Open(tables)
-		p.gate = region.GateOf(tables)
-	} else if ok {
-		tok, err = tokenizer.FromJSON(b)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", s.Path(), err)
-	}
-	if tok != nil {
-		// The pipeline's limit overrides the file's, and nothing is padded: texts of a batch lie one behind the other.
-		p.tok = tok.WithTruncation(p.truncation()).WithPadding(tokenizer.Padding{}).WithSpecialTokens(!p.config.NoSpecial)
-	}
+	p.cls, p.unk, p.mask = id(p.config.ClassToken), id(p.config.UnknownToken), id(p.config.MaskToken)
 	return nil
 }
 
@@ -185,10 +174,6 @@ func widthBehind(l nn.Layer, in int) int {
 // Labels are the classes of a classifier or tagger, in the order of its scores.
 func (p *Pipeline) Labels() []string { return slices.Clone(p.config.Labels) }
 
-// Tokenizer is the pipeline's tokenizer with its limit; nil when the pipeline takes ids. It is in use only as long as the
-// pipeline is.
-func (p *Pipeline) Tokenizer() *tokenizer.Tokenizer { return p.tok }
-
 // Whole is the pipeline with another rule: a text that is longer than the model takes is an error, and nothing is cut.
 func (p *Pipeline) Whole() *Pipeline {
 	c := *p
@@ -218,10 +203,10 @@ func (p *Pipeline) TokenizePairs(pairs [][2]string) ([]*tokenizer.Encoding, erro
 	return p.encode(func(t *tokenizer.Tokenizer) ([]*tokenizer.Encoding, error) { return t.EncodePairs(pairs) })
 }
 
-// encode calls the tokenizer while its tables are mapped.
+// encode calls the tokenizer and holds its answers to the pipeline's rule.
 func (p *Pipeline) encode(do func(*tokenizer.Tokenizer) ([]*tokenizer.Encoding, error)) (enc []*tokenizer.Encoding, err error) {
-	err = p.tokenizing(func() error {
-		enc, err = do(p.tok)
+	err = p.use(func(t *tokenizer.Tokenizer) error {
+		enc, err = do(t)
 		return err
 	})
 	if err != nil {
@@ -234,27 +219,6 @@ func (p *Pipeline) encode(do func(*tokenizer.Tokenizer) ([]*tokenizer.Encoding, 
 		}
 	}
 	return enc, nil
-}
-
-// tokenizing calls f, which uses the tokenizer, while its tables are mapped. Errors of f without a kind become Invalid.
-func (p *Pipeline) tokenizing(f func() error) (err error) {
-	if p.tok == nil {
-		return zcerr.New(zcerr.Invalid, "the pipeline has no tokenizer, it takes token ids").WithHint("put a directory with tokenizer.json or vocab.txt in it")
-	}
-	if p.gate != nil {
-		if err := p.gate.Enter(); err != nil {
-			return err
-		}
-		defer p.gate.Leave()
-		defer region.Caught(region.On(), &err)
-	}
-	if err := f(); err != nil {
-		if zcerr.KindOf(err) == zcerr.Other {
-			err = zcerr.New(zcerr.Invalid, "%w", err)
-		}
-		return err
-	}
-	return nil
 }
 
 // maxTokens is the most tokens that go through the encoder at once, so that ten thousand texts need the memory of a few.
@@ -277,13 +241,11 @@ func (p *Pipeline) run(ctx context.Context, enc []*tokenizer.Encoding, forward f
 			return err
 		}
 		index := order[from:to]
-		var b bert.Batch
-		b.Starts = append(b.Starts, 0)
-		for _, i := range index {
-			b.IDs = append(b.IDs, enc[i].IDs...)
-			b.TypeIDs = append(b.TypeIDs, enc[i].TypeIDs...)
-			b.Starts = append(b.Starts, len(b.IDs))
+		some := make([]*tokenizer.Encoding, len(index))
+		for k, i := range index {
+			some[k] = enc[i]
 		}
+		b := batchOf(some)
 		if err := forward(b, index); err != nil {
 			return err
 		}
