@@ -210,6 +210,21 @@ type Attention struct {
 	Scale   float32 // of the scores; 0 is 1/sqrt(head size)
 	Seqs    Ragged  // a token sees the tokens of its own sequence that the mask does not hide
 	Causal  bool    // and of those not the ones behind it
+	Window  int     // and of those only the ones at most so many places away; 0 is any number
+
+	// Bias is added to the scaled scores by how far a key is from its query: F32 [2*Seqs.MaxLen-1, Heads], row
+	// Seqs.MaxLen-1+key-query. The zero Matrix adds nothing. As in T5 (arXiv 1910.10683) and MPNet.
+	Bias Matrix
+	// Relative has scores of its own for how far a query is from a key.
+	Relative Relative
+}
+
+// Relative is disentangled attention: a query q and a key k, whose distance query-key has number id, get q·Keys[id] and
+// k·Queries[id] added to the score before it is scaled. Source: arXiv 2006.03654, as DeBERTa-v2 has it.
+type Relative struct {
+	IDs     Matrix // I32 [1, 2*Seqs.MaxLen-1]: numbers by Seqs.MaxLen-1+query-key, rows of Keys and Queries. The zero Matrix: none
+	Keys    Matrix // F32 [numbers, heads*size], or the zero Matrix
+	Queries Matrix // F32 [numbers, heads*size], or the zero Matrix
 }
 
 // Lookup is one table of a Gather.
@@ -235,6 +250,7 @@ type Queue interface {
 	RMSNorm(dst, x, residual Matrix, gamma *Weight, eps float32)
 	Softmax(dst, x Matrix)
 	Attention(dst, q, k, v Matrix, a Attention)
+	Rotate(dst, x, cos, sin Matrix, heads int)
 	Gather(dst Matrix, tables []Lookup)
 	Pick(dst, x, rows Matrix)
 	MeanPool(dst, x Matrix, seqs Ragged)

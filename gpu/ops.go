@@ -294,7 +294,8 @@ func (s *Stream) ragged(op string, r Ragged, x Matrix) bool {
 
 // Attention writes softmax(scale q k^T) v for each head and sequence: q, dst [tokens, heads*size], k, v [tokens,
 // kvheads*size]. A query whose keys are all hidden gets zeros. dst shares no memory with the others. The scores of a whole
-// sequence are not kept. Source: arXiv 1706.03762; grouped heads arXiv 2305.13245.
+// sequence are not kept. A distance whose number is no row of a.Relative is an error of kind ErrIndex at Sync. Source: arXiv
+// 1706.03762; grouped heads arXiv 2305.13245.
 func (s *Stream) Attention(dst, q, k, v Matrix, a Attention) {
 	const op = "attention"
 	if !s.float(op, "q", q) {
@@ -316,8 +317,59 @@ func (s *Stream) Attention(dst, q, k, v Matrix, a Attention) {
 	}
 	cols := q.Cols / a.Heads * a.KVHeads
 	if s.shaped(op, "k", k, q, q.Rows, cols) && s.shaped(op, "v", v, q, q.Rows, cols) && s.shaped(op, "dst", dst, q, q.Rows, q.Cols) &&
-		s.apart(op, dst, q, false) && s.apart(op, dst, k, false) && s.apart(op, dst, v, false) && s.ragged(op, a.Seqs, q) {
+		s.apart(op, dst, q, false) && s.apart(op, dst, k, false) && s.apart(op, dst, v, false) && s.ragged(op, a.Seqs, q) && s.distances(dst, q, a) {
 		s.q.Attention(dst, q, k, v, a)
+	}
+}
+
+// distances checks what an attention has for the distance of query and key.
+func (s *Stream) distances(dst, q Matrix, a Attention) bool {
+	const op = "attention"
+	if a.Window < 0 {
+		s.refuse(op, ErrShape, fmt.Sprintf("a window of %d", a.Window))
+		return false
+	}
+	n := max(2*a.Seqs.MaxLen-1, 0)
+	if a.Bias != (Matrix{}) && (!s.shaped(op, "bias", a.Bias, q, n, a.Heads) || !s.apart(op, dst, a.Bias, false)) {
+		return false
+	}
+	r := a.Relative
+	if r.IDs == (Matrix{}) {
+		if r.Keys != (Matrix{}) || r.Queries != (Matrix{}) {
+			s.refuse(op, ErrShape, "relative keys or queries, and no numbers of distances", q.operand("q"))
+		}
+		return s.err == nil
+	}
+	if a.KVHeads != a.Heads {
+		s.refuse(op, ErrUnsupported, "relative keys with grouped heads", q.operand("q"))
+		return false
+	}
+	if !s.vector(op, "distances", r.IDs, n) {
+		return false
+	}
+	for name, m := range map[string]Matrix{"relative keys": r.Keys, "relative queries": r.Queries} {
+		if m != (Matrix{}) && (!s.shaped(op, name, m, q, m.Rows, q.Cols) || !s.apart(op, dst, m, false)) {
+			return false
+		}
+	}
+	return true
+}
+
+// Rotate turns pairs of elements of each head by an angle: columns i and i+size/2 of a head are a point, which row r turns
+// by the angle whose cosine and sine are in column i of row r: x, dst [rows, heads*size], cos, sin [rows, size/2]. dst may be
+// x. Source: arXiv 2104.09864, with the halves of a head as GPT-NeoX pairs them.
+func (s *Stream) Rotate(dst, x, cos, sin Matrix, heads int) {
+	const op = "rotate"
+	if !s.unary(op, dst, x) {
+		return
+	}
+	if heads <= 0 || x.Cols%heads != 0 || x.Cols/heads%2 != 0 {
+		s.refuse(op, ErrShape, fmt.Sprintf("%d columns are not divided among %d heads of even size", x.Cols, heads), x.operand("x"))
+		return
+	}
+	half := x.Cols / heads / 2
+	if s.shaped(op, "cos", cos, x, x.Rows, half) && s.shaped(op, "sin", sin, x, x.Rows, half) && s.apart(op, dst, cos, false) && s.apart(op, dst, sin, false) {
+		s.q.Rotate(dst, x, cos, sin, heads)
 	}
 }
 

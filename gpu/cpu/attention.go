@@ -11,9 +11,12 @@ const queryBlock = 16
 
 // Attention implements gpu.Queue.
 func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
-	if k := q.d.k; k != nil {
+	switch k := q.d.k; {
+	case a.Window > 0 || a.Bias.Buf != nil || a.Relative.IDs.Buf != nil:
+		q.attentionNear(dst, qm, km, vm, a)
+	case k != nil:
 		q.attentionTiles(k, dst, qm, km, vm, a)
-	} else {
+	default:
 		q.attentionGo(dst, qm, km, vm, a)
 	}
 }

@@ -65,6 +65,11 @@ func (w watched) Attention(dst, q, k, v gpu.Matrix, a gpu.Attention) {
 	w.queue.Attention(dst, q, k, v, a)
 }
 
+func (w watched) Rotate(dst, x, cos, sin gpu.Matrix, heads int) {
+	defer w.since(time.Now(), gpu.Op{Name: "rotate"})
+	w.queue.Rotate(dst, x, cos, sin, heads)
+}
+
 func (w watched) Gather(dst gpu.Matrix, tables []gpu.Lookup) {
 	defer w.since(time.Now(), gpu.Op{Name: "gather"})
 	w.queue.Gather(dst, tables)

@@ -214,9 +214,14 @@ func (q *asyncQueue) Softmax(dst, x gpu.Matrix) { q.later(func() { q.s.Softmax(i
 
 func (q *asyncQueue) Attention(dst, qm, k, v gpu.Matrix, a gpu.Attention) {
 	q.later(func() {
-		a.Seqs = inSeqs(a.Seqs)
+		a.Seqs, a.Bias = inSeqs(a.Seqs), in(a.Bias)
+		a.Relative = gpu.Relative{IDs: in(a.Relative.IDs), Keys: in(a.Relative.Keys), Queries: in(a.Relative.Queries)}
 		q.s.Attention(in(dst), in(qm), in(k), in(v), a)
 	})
+}
+
+func (q *asyncQueue) Rotate(dst, x, cos, sin gpu.Matrix, heads int) {
+	q.later(func() { q.s.Rotate(in(dst), in(x), in(cos), in(sin), heads) })
 }
 
 func (q *asyncQueue) Gather(dst gpu.Matrix, tables []gpu.Lookup) {

@@ -179,6 +179,8 @@ func Run(t *testing.T, dev gpu.Device) {
 	t.Run("elementwise", func(t *testing.T) { testElementwise(t, dev) })
 	t.Run("rows", func(t *testing.T) { testRows(t, dev) })
 	t.Run("attention", func(t *testing.T) { testAttention(t, dev) })
+	t.Run("attention by distance", func(t *testing.T) { testDistances(t, dev) })
+	t.Run("rotate", func(t *testing.T) { testRotate(t, dev) })
 	t.Run("gather", func(t *testing.T) { testGather(t, dev) })
 	t.Run("sizes", func(t *testing.T) { testSizes(t, dev) })
 	t.Run("packed", func(t *testing.T) { testPacked(t, dev) })
@@ -480,7 +482,105 @@ func testAttention(t *testing.T, dev gpu.Device) {
 			dst := b.room(n, h, 2)
 			b.s.Attention(dst, m.Columns(0, h), m.Columns(h, kv), m.Columns(h+kv, kv),
 				gpu.Attention{Heads: c.heads, KVHeads: c.kv, Scale: c.scale, Seqs: b.s.Ragged(c.starts, mask), Causal: c.causal})
-			b.check(dst, attentionRef(part(0, h), part(h, kv), part(h+kv, kv), c.heads, float64(c.scale), c.starts, mask, c.causal))
+			b.check(dst, attentionRef(part(0, h), part(h, kv), part(h+kv, kv), c.heads, float64(c.scale), c.starts, mask, c.causal, nil))
+		})
+	}
+}
+
+func testDistances(t *testing.T, dev gpu.Device) {
+	for _, c := range []struct {
+		name                string
+		heads, size         int
+		starts              []int
+		masked, causal      bool
+		window, numbers     int
+		bias, keys, queries bool
+	}{
+		{name: "window", heads: 2, size: 12, starts: []int{0, 1, 30, 77}, window: 5},
+		{name: "window of nothing but itself and its neighbours", heads: 1, size: 64, starts: []int{0, 40}, window: 1, masked: true},
+		{name: "window wider than all", heads: 3, size: 8, starts: []int{0, 7, 20}, window: 64},
+		{name: "causal window", heads: 2, size: 16, starts: []int{0, 50}, window: 7, causal: true},
+		{name: "bias", heads: 12, size: 64, starts: []int{0, 31, 31, 64}, bias: true},
+		{name: "bias, masked", heads: 3, size: 5, starts: []int{0, 9, 40}, bias: true, masked: true},
+		{name: "relative keys", heads: 2, size: 12, starts: []int{0, 6, 23}, numbers: 9, keys: true},
+		{name: "relative queries", heads: 2, size: 12, starts: []int{0, 6, 23}, numbers: 9, queries: true},
+		{name: "all at once", heads: 4, size: 24, starts: []int{0, 40, 41}, numbers: 32, keys: true, queries: true, bias: true, window: 20, masked: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t, dev)
+			n, h := c.starts[len(c.starts)-1], c.heads*c.size
+			qg, kg, vg := b.random(n, h, 1), b.random(n, h, 1), b.random(n, h, 1)
+			var mask []int32
+			if c.masked {
+				mask = make([]int32, n)
+				for i := range mask {
+					if mask[i] = int32((i + 1) % 3); mask[i] == 0 {
+						vg.set(i, 0, math.NaN())
+					}
+				}
+			}
+			seqs := b.s.Ragged(c.starts, mask)
+			far := &distances{window: c.window, longest: seqs.MaxLen}
+			a := gpu.Attention{Heads: c.heads, Seqs: seqs, Causal: c.causal, Window: c.window}
+			around := 2*seqs.MaxLen - 1
+			if c.bias {
+				g := b.random(around, c.heads, 1)
+				far.bias, a.Bias = &g, b.put(g, 3)
+			}
+			if c.numbers > 0 {
+				far.ids = make([]int32, around)
+				for i := range far.ids {
+					far.ids[i] = int32(i * 7 % c.numbers)
+				}
+				a.Relative.IDs = b.ints(far.ids)
+			}
+			if c.keys {
+				g := b.random(c.numbers, h, 1)
+				far.keys, a.Relative.Keys = &g, b.put(g, 1)
+			}
+			if c.queries {
+				g := b.random(c.numbers, h, 1)
+				far.more, a.Relative.Queries = &g, b.put(g, 0)
+			}
+			dst := b.room(n, h, 2)
+			b.s.Attention(dst, b.put(qg, 0), b.put(kg, 1), b.put(vg, 2), a)
+			b.check(dst, attentionRef(qg, kg, vg, c.heads, 0, c.starts, mask, c.causal, far))
+		})
+	}
+	for name, id := range map[string]int32{"negative": -1, "past the end": 4} {
+		t.Run("number "+name, func(t *testing.T) {
+			b := newBench(t, dev)
+			x, dst := b.put(b.random(2, 4, 1), 0), b.room(2, 4, 0)
+			a := gpu.Attention{Heads: 2, Seqs: b.s.Ragged([]int{0, 2}, nil)}
+			a.Relative = gpu.Relative{IDs: b.ints([]int32{0, id, 0}), Keys: b.put(b.random(4, 4, 1), 0)}
+			b.s.Attention(dst, x, x, x, a)
+			b.wantError(gpu.ErrIndex, "attention")
+		})
+	}
+}
+
+func testRotate(t *testing.T, dev gpu.Device) {
+	for _, c := range []struct{ rows, heads, size int }{{1, 1, 2}, {7, 3, 8}, {40, 12, 64}, {0, 2, 4}} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			b := newBench(t, dev)
+			x, cos, sin := b.random(c.rows, c.heads*c.size, 2), b.random(c.rows, c.size/2, 1), b.random(c.rows, c.size/2, 1)
+			want := newAnswer(c.rows, c.heads*c.size)
+			for i := range c.rows {
+				for h := range c.heads {
+					for k := range c.size / 2 {
+						lo, hi := h*c.size+k, h*c.size+k+c.size/2
+						p, q, cs, sn := x.at(i, lo), x.at(i, hi), cos.at(i, k), sin.at(i, k)
+						bound := func(a, b float64) float64 { return 3*u*(math.Abs(a)+math.Abs(b)) + tiny } // two products and a sum
+						want.set(i, lo, p*cs-q*sn, bound(p*cs, q*sn))
+						want.set(i, hi, q*cs+p*sn, bound(q*cs, p*sn))
+					}
+				}
+			}
+			xm, dst := b.put(x, 1), b.room(c.rows, c.heads*c.size, 2)
+			b.s.Rotate(dst, xm, b.put(cos, 0), b.put(sin, 1), c.heads)
+			b.check(dst, want)
+			b.s.Rotate(xm, xm, b.put(cos, 0), b.put(sin, 1), c.heads)
+			b.check(xm, want)
 		})
 	}
 }

@@ -65,6 +65,16 @@ func testRefused(t *testing.T, dev gpu.Device) {
 		{"keys", "attention", gpu.ErrShape, func() { s.Attention(z, x, y, x, gpu.Attention{Heads: 2, Seqs: seqs()}) }},
 		{"tokens", "attention", gpu.ErrShape, func() { s.Attention(z, x, x, x, gpu.Attention{Heads: 2, Seqs: s.Ragged([]int{0, 1}, nil)}) }},
 		{"over its input", "attention", gpu.ErrAlias, func() { s.Attention(x, x, x, x, gpu.Attention{Heads: 2, Seqs: seqs()}) }},
+		{"window", "attention", gpu.ErrShape, func() { s.Attention(z, x, x, x, gpu.Attention{Heads: 2, Seqs: seqs(), Window: -1}) }},
+		{"bias", "attention", gpu.ErrShape, func() { s.Attention(z, x, x, x, gpu.Attention{Heads: 2, Seqs: seqs(), Bias: y}) }},
+		{"keys without numbers", "attention", gpu.ErrShape, func() {
+			s.Attention(z, x, x, x, gpu.Attention{Heads: 2, Seqs: seqs(), Relative: gpu.Relative{Keys: x}})
+		}},
+		{"numbers", "attention", gpu.ErrShape, func() {
+			s.Attention(z, x, x, x, gpu.Attention{Heads: 2, Seqs: seqs(), Relative: gpu.Relative{IDs: s.I32(1), Keys: x}})
+		}},
+		{"heads", "rotate", gpu.ErrShape, func() { s.Rotate(z, x, x, x, 3) }},
+		{"cosines", "rotate", gpu.ErrShape, func() { s.Rotate(z, x, y, y, 1) }},
 		{"starts fall", "ragged", gpu.ErrShape, func() { s.Ragged([]int{0, 2, 1}, nil) }},
 		{"starts at one", "ragged", gpu.ErrShape, func() { s.Ragged([]int{1, 2}, nil) }},
 		{"no starts", "ragged", gpu.ErrShape, func() { s.Ragged(nil, nil) }},

@@ -224,9 +224,39 @@ func softmaxRef(x grid) answer {
 	return out
 }
 
+// distances is what an attention has for how far a key is from its query.
+type distances struct {
+	window  int
+	bias    *grid // [2n-1, heads] for sequences of up to n tokens
+	ids     []int32
+	keys    *grid
+	more    *grid // queries
+	longest int
+}
+
+// add is what a score gets, and the sum of the magnitudes of its parts.
+func (x *distances) add(q, k grid, i, j, h, d int, scale float64) (sum, size float64) {
+	part := func(p float64) { sum, size = sum+p, size+math.Abs(p) }
+	if x.bias != nil {
+		part(x.bias.at(x.longest-1+j-i, h))
+	}
+	if x.ids != nil {
+		id := int(x.ids[x.longest-1+i-j])
+		for c := h * d; c < (h+1)*d; c++ {
+			if x.keys != nil {
+				part(q.at(i, c) * x.keys.at(id, c) * scale)
+			}
+			if x.more != nil {
+				part(k.at(j, c) * x.more.at(id, c) * scale)
+			}
+		}
+	}
+	return sum, size
+}
+
 // attentionRef: a score of d products is off by d+2 roundings of its magnitudes, which exp makes relative; then the
-// bounds of softmax and of a sum over the keys.
-func attentionRef(q, k, v grid, heads int, scale float64, starts []int, mask []int32, causal bool) answer {
+// bounds of softmax and of a sum over the keys. Products with what distances have are as many again.
+func attentionRef(q, k, v grid, heads int, scale float64, starts []int, mask []int32, causal bool, far *distances) answer {
 	out := newAnswer(q.rows, q.cols)
 	d := q.cols / heads
 	group := q.cols / k.cols // heads that share keys and values
@@ -239,7 +269,9 @@ func attentionRef(q, k, v grid, heads int, scale float64, starts []int, mask []i
 		for h := range heads {
 			shared := h/group*d - h*d // from a column of q to that of k and v
 			for i := from; i < to; i++ {
-				hidden := func(j int) bool { return mask != nil && mask[from+j] == 0 || causal && from+j > i }
+				hidden := func(j int) bool {
+					return mask != nil && mask[from+j] == 0 || causal && from+j > i || far != nil && far.window > 0 && max(from+j-i, i-from-j) > far.window
+				}
 				scores := make([]float64, n)
 				var off float64
 				for j := range n {
@@ -249,8 +281,13 @@ func attentionRef(q, k, v grid, heads int, scale float64, starts []int, mask []i
 						scores[j] += p
 						size += math.Abs(p)
 					}
+					terms := d + 2
+					if far != nil {
+						more, magnitude := far.add(q, k, i, from+j, h, d, scale)
+						scores[j], size, terms = scores[j]+more, size+magnitude, 3*d+4
+					}
 					if !hidden(j) {
-						off = math.Max(off, float64(d+2)*u*size)
+						off = math.Max(off, float64(terms)*u*size)
 					}
 				}
 				p, pb := softmaxRow(scores, hidden)

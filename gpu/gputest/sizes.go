@@ -75,7 +75,7 @@ func attend(t *testing.T, dev gpu.Device, heads, size int, starts []int, how str
 	}
 	dst := b.room(n, h, 1)
 	b.s.Attention(dst, b.put(q, 2), b.put(k, 0), b.put(v, 3), gpu.Attention{Heads: heads, Seqs: b.s.Ragged(starts, mask)})
-	b.check(dst, attentionRef(q, k, v, heads, 0, starts, mask, false))
+	b.check(dst, attentionRef(q, k, v, heads, 0, starts, mask, false, nil))
 }
 
 // rowOps are the ops that reduce rows, in place and not, and with a row that is not finite between others that are.
