@@ -16,7 +16,7 @@ one program to carry, and nothing left behind with --ephemeral. SIGINT and SIGTE
 const daemonExample = `  zcctl daemon --socket /tmp/s.sock --ephemeral --log /tmp/s.log`
 
 func daemonCmd(a *app) *cobra.Command {
-	var dir, logFile string
+	var dir, backing, logFile string
 	var ephemeral bool
 	cmd := &cobra.Command{
 		Use: "daemon", Short: "Serve a store in this process", Hidden: true,
@@ -38,11 +38,12 @@ func daemonCmd(a *app) *cobra.Command {
 			if err := daemon.Harden(); err != nil {
 				return err
 			}
-			return daemon.Run(cmd.Context(), daemon.Config{Socket: a.socket, Dir: dir, Ephemeral: ephemeral, Log: log})
+			return daemon.Run(cmd.Context(), daemon.Config{Socket: a.socket, Dir: dir, Backing: backing, Ephemeral: ephemeral, Log: log})
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&dir, "dir", "", "directory of segments (default: one of /dev/shm that belongs to the socket)")
+	f.StringVar(&backing, "backing", "", "shm or memfd (default: shm)")
 	f.BoolVar(&ephemeral, "ephemeral", false, "remove the segments at the end")
 	f.StringVar(&logFile, "log", "", "write log lines to this file; - is standard error")
 	return cmd

@@ -20,6 +20,10 @@ With --rebuild it writes a new catalog of what is whole, and a new index where t
 beside them. Names come from the index, then from the old catalog, then from what a version was put as; what has none is
 called recovered/DIGEST. What the new catalog does not name is removed at the daemon's next start.
 
+Segments in memfds (zcstored --backing memfd) have no directory and are open to the daemon and its service manager alone: fsck
+cannot look at them. The daemon itself does at every start, and 'zcctl verify' reads every byte while it runs. With --data, fsck
+looks at what such a daemon has on disk.
+
 Exit 7 when anything is damaged, 4 while a daemon serves.`
 
 const fsckExample = `  zcctl fsck

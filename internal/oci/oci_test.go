@@ -542,3 +542,28 @@ func FuzzParseImage(f *testing.F) {
 		}
 	})
 }
+
+// On a full disk the room that is kept goes to the index, so that a remove goes through.
+func TestReserveIsForTheIndex(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	l := open(t, path, Options{})
+	mustAdd(t, l, sealed(t, map[string]int{"big": 70 << 10}, 1), "a", "v1")
+	reserved := func() bool { _, err := os.Stat(filepath.Join(path, reserveFile)); return err == nil }
+	if !reserved() {
+		t.Fatal("no room is kept")
+	}
+	restore := failpoint.Set(func(step string) error {
+		if strings.HasPrefix(step, "disk.index") && reserved() {
+			return unix.ENOSPC // until the room is given back
+		}
+		return nil
+	})
+	err := l.Replace(nil)
+	restore()
+	if err != nil || len(l.Entries()) != 0 {
+		t.Errorf("a remove on a full disk: %v, %d entries", err, len(l.Entries()))
+	}
+	if !reserved() {
+		t.Error("no room is kept for the next one")
+	}
+}

@@ -189,3 +189,109 @@ func flip(t testing.TB, s *Store, name string, at int64) {
 		t.Fatal(err)
 	}
 }
+
+// Versions that share what lies in a dead segment share it after compaction, too: the first one moves it, the others find it.
+func TestCompactionCopiesWhatIsSharedOnce(t *testing.T) {
+	for range 3 {
+		s := open(t, testPath(t))
+		shared := rowsOf("w", 3, 256<<10, 1)
+		put(t, s, "m:old", sealed(t, draft(rowsOf("w", 10, 256<<10, 1)...)))
+		for i := range 6 {
+			put(t, s, fmt.Sprintf("m:%d", i), sealed(t, draft(append(slices.Clone(shared), row{"own", 100, uint64(90 + i)})...)))
+		}
+		if _, err := s.Remove("m:old", false); err != nil {
+			t.Fatal(err)
+		}
+		settledStore(t, s)
+		s.mu.Lock()
+		places := map[manifest.Digest]map[place]bool{}
+		for _, v := range s.versions {
+			for _, r := range v.rows {
+				if places[r.sum] == nil {
+					places[r.sum] = map[place]bool{}
+				}
+				places[r.sum][r.place] = true
+			}
+		}
+		s.mu.Unlock()
+		for sum, at := range places {
+			if len(at) != 1 {
+				t.Errorf("%s is stored %d times", sum.Short(), len(at))
+			}
+		}
+		s.Close()
+	}
+}
+
+// A compaction is failed at its first step, its second, and so on, until it meets no fault. Each time everything is served as
+// before, nothing is left over, and the next occasion compacts.
+func TestCase35EveryStepOfACompactionFails(t *testing.T) {
+	old := sealed(t, draft(rowsOf("w", 8, 256<<10, 1)...))
+	a := sealed(t, draft(append(rowsOf("w", 2, 256<<10, 1), row{"a", 100, 9})...))
+	b := sealed(t, draft(append(rowsOf("w", 3, 256<<10, 1)[1:], row{"b", 100, 9})...))
+	for _, fault := range []error{unix.EIO, unix.EMFILE} {
+		t.Run(fault.Error(), func(t *testing.T) {
+			var hit []string
+			for n := 1; ; n++ {
+				if n > 500 {
+					t.Fatal("it has no end")
+				}
+				step := failCompaction(t, n, fault, old, a, b)
+				if step == "" {
+					break
+				}
+				hit = append(hit, step)
+			}
+			t.Logf("%d steps failed: %q", len(hit), hit)
+			if len(hit) < 10 {
+				t.Error("a compaction has more steps")
+			}
+		})
+	}
+}
+
+// failCompaction fails the n-th step of a compaction, and gives its name; "" when there are not so many.
+func failCompaction(t *testing.T, n int, fault error, old, a, b *manifest.Sealed) string {
+	t.Helper()
+	path := testPath(t)
+	s := open(t, path)
+	defer func() { s.Close() }()
+	put(t, s, "m:old", old)
+	put(t, s, "m:a", a)
+	put(t, s, "m:b", b)
+	s.stop() // this test is the compactor
+	<-s.compacted
+	if _, err := s.Remove("m:old", false); err != nil {
+		t.Fatal(err)
+	}
+	at := failpoint.At(n, func(string) error { return fault })
+	restore := failpoint.Set(at.Listen)
+	for s.compactOne(t.Context()) {
+	}
+	restore()
+	step := ""
+	if at.Hit() {
+		step = at.Steps()[n-1]
+	}
+	readBack(t, s, "m:a", a)
+	readBack(t, s, "m:b", b)
+	for s.compactOne(t.Context()) {
+	}
+	settledStore(t, s)
+	put(t, s, "bystander", sealed(t, draft(row{"x", 70_000, 99}))) // takes away what could not be unlinked
+	readBack(t, s, "m:a", a)
+	readBack(t, s, "m:b", b)
+	if _, err := s.Remove("bystander", false); err != nil {
+		t.Fatal(err)
+	}
+	check(t, s)
+	s.Close()
+	s = open(t, path)
+	readBack(t, s, "m:a", a)
+	readBack(t, s, "m:b", b)
+	check(t, s)
+	if t.Failed() {
+		t.Logf("failed at step %d (%s)", n, step)
+	}
+	return step
+}

@@ -857,3 +857,30 @@ func TestDamageOnDiskIsRepairedFromMemory(t *testing.T) {
 		readBack(t, s, "a", a)
 	}
 }
+
+// A put that is open shares bytes of a version: they stay in memory, although nobody holds that version.
+func TestBytesThatAPutSharesAreNotEvicted(t *testing.T) {
+	h := newHost(t)
+	s := h.open()
+	shared := row{"shared", 256 << 10, 1}
+	put(t, s, "m", sealed(t, draft(shared)))
+	evictable := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.evictableLocked())
+	}
+	if n := evictable(); n != 1 {
+		t.Fatalf("%d may be evicted, one is stored", n)
+	}
+	p, err := s.Begin(PutSpec{Ref: "n", Manifest: sealed(t, draft(shared, row{"own", 256 << 10, 2})).Encoded})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := evictable(); n != 0 {
+		t.Error("what an open put shares may be evicted")
+	}
+	p.Abort()
+	if n := evictable(); n != 1 {
+		t.Errorf("after the put %d may be evicted", n)
+	}
+}

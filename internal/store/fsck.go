@@ -134,7 +134,7 @@ func (f *fsck) close() {
 // lock takes the lock of the directory in memory, without making the directory. That of the disk is taken while it is read.
 func (f *fsck) lock() error {
 	if _, err := os.Lstat(f.opt.Dir); errors.Is(err, fs.ErrNotExist) {
-		f.r.note("memory", "catalog", "", "there is no directory of segments: nothing is in memory")
+		f.r.note("memory", "catalog", "", "there is no directory of segments: nothing is in memory, or it is in memfds (zcstored --backing memfd), which only the daemon can read: zcctl verify")
 		return nil
 	}
 	dir, lock, err := openLocked(Options{Dir: f.opt.Dir, AnyFS: f.opt.AnyFS})

@@ -340,12 +340,11 @@ func (p *Put) publishTableLocked(fresh *segment, encoded []byte) (*version, erro
 	if _, err := w.WriteAt(encoded, 0); err != nil {
 		return nil, err
 	}
-	if err := w.Replace(name); err != nil {
+	use, err := w.Usage() // before it has its name: nothing fails after that, for the table it replaces is gone
+	if err != nil {
 		return nil, err
 	}
-	use, err := p.s.usageOf(name)
-	if err != nil {
-		p.s.removeLocked(name)
+	if err := w.Replace(name); err != nil {
 		return nil, err
 	}
 	segs := append([]*segment(nil), p.segs...)

@@ -567,13 +567,3 @@ func autoNumber(tag string) (int, bool) {
 	}
 	return n, true
 }
-
-// usageOf is what the kernel has allocated for a published file.
-func (s *Store) usageOf(name string) (shm.Usage, error) {
-	f, err := s.dir.Open(name)
-	if err != nil {
-		return shm.Usage{}, err
-	}
-	defer f.Close()
-	return shm.UsageOf(f)
-}
