@@ -1,6 +1,7 @@
 package text_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/zcstore/zcstore/internal/golden"
 	"github.com/zcstore/zcstore/internal/procmem"
 	"github.com/zcstore/zcstore/internal/testdaemon"
+	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
 // Weights that the daemon packed give the very answers of those that were put, bit for bit, and are computed on where they lie.
@@ -32,7 +34,12 @@ func TestPackedAnswersAreThePlainOnes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer p.Close()
+		defer func() { // its tables are no longer mapped, and nobody reads them
+			_ = p.Close()
+			if _, err := p.Tokenize(texts[:1]); !errors.Is(err, zcerr.Canceled) {
+				t.Errorf("tokenizing after Close: %v", err)
+			}
+		}()
 		if p.Stored().Form() != form {
 			t.Errorf("asked for %s, got %s", form, p.Stored().Form())
 		}

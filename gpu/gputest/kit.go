@@ -184,6 +184,7 @@ func Run(t *testing.T, dev gpu.Device) {
 	t.Run("gather", func(t *testing.T) { testGather(t, dev) })
 	t.Run("sizes", func(t *testing.T) { testSizes(t, dev) })
 	t.Run("packed", func(t *testing.T) { testPacked(t, dev) })
+	t.Run("views", func(t *testing.T) { testViews(t, dev) })
 	t.Run("bits", func(t *testing.T) { testBits(t, dev) })
 	t.Run("refused", func(t *testing.T) { testRefused(t, dev) })
 	t.Run("stream", func(t *testing.T) { testStream(t, dev) })
