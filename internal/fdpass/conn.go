@@ -126,7 +126,7 @@ func (c *Conn) Take(ordinal uint64) (*os.File, error) {
 	if e.err != nil {
 		return nil, fmt.Errorf("ordinal %d: %w", ordinal, e.err)
 	}
-	return newFile(e.fd), nil
+	return os.NewFile(uintptr(e.fd), "received descriptor"), nil // of the daemon, whom this client trusts
 }
 
 // Discard closes every file up to and including that ordinal which was not taken, those still to arrive too. On a

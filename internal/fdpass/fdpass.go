@@ -113,8 +113,16 @@ func RecvFDs(c *net.UnixConn, buf []byte, max int) (n int, files []*os.File, err
 		closeAll(fds)
 		return n, nil, err
 	}
-	for _, fd := range fds {
-		files = append(files, newFile(fd))
+	for i, fd := range fds {
+		f, err := strangersFile(fd)
+		if err != nil {
+			closeAll(fds[i:])
+			for _, f := range files {
+				f.Close()
+			}
+			return n, nil, err
+		}
+		files = append(files, f)
 	}
 	return n, files, nil
 }
@@ -148,13 +156,25 @@ func Detached[T any](ctx context.Context, limit time.Duration, call func(context
 	}
 }
 
-// newFile never lets the runtime's poller have a descriptor of a stranger: registering one asks its file system, which may be
-// the stranger's too and never answer, and the runtime waits for that with a processor in hand.
-func newFile(fd int) *os.File {
-	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK != 0 {
-		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^unix.O_NONBLOCK)
+// strangersFile takes ownership of a descriptor of a stranger. It never lets the runtime's poller have it: registering one asks
+// its file system, which may be the stranger's too and never answer, and the runtime waits for that with a processor in hand.
+// os.NewFile registers what is non-blocking just then, and the stranger can set that flag at any moment: so the file is made
+// of a descriptor of our own, and the stranger's takes the place of that. On error fd is still the caller's.
+func strangersFile(fd int) (*os.File, error) {
+	own, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w (%w)", ErrTruncated, err)
 	}
-	return os.NewFile(uintptr(fd), "received descriptor")
+	f := os.NewFile(uintptr(own), "received descriptor")
+	for err = unix.EINTR; err == unix.EINTR || err == unix.EBUSY; {
+		err = unix.Dup3(fd, own, unix.O_CLOEXEC)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("take a descriptor: %w", err)
+	}
+	unix.Close(fd)
+	return f, nil
 }
 
 func closeAll(fds []int) {

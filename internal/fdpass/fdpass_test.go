@@ -978,3 +978,30 @@ func TestCase03ControlFramesAreOwedByNobody(t *testing.T) {
 		t.Fatal("a client that reads nothing is not cut")
 	}
 }
+
+// A descriptor of a stranger is read as it is, and is never in the runtime's poller, whatever the stranger does to its flags.
+func TestStrangersFileIsNotPolled(t *testing.T) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[1])
+	f, err := strangersFile(p[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.SetReadDeadline(time.Now().Add(time.Second)); !errors.Is(err, os.ErrNoDeadline) {
+		t.Errorf("the poller has it: %v", err)
+	}
+	if _, err := unix.Write(p[1], []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	var b [2]byte
+	if n, err := f.Read(b[:]); n != 1 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("flags %#x, %v", flags, err)
+	}
+}
