@@ -27,15 +27,31 @@ func Open(ctx context.Context, c *client.Client, ref string, opts ...client.Atta
 	if err != nil {
 		return nil, err
 	}
-	mod, err := pipeline.Build(m, pipeline.LoadOptions{})
+	p, err := open(m)
 	if err == nil {
-		if p, ok := mod.(*text.Pipeline); ok {
-			return &Pipeline{Pipeline: p, model: m}, nil
-		}
-		err = zcerr.Wrap("open", ref, zcerr.New(zcerr.Invalid, "it is a %s, not a text pipeline", mod.Spec().Kind).WithHint("zcctl show %s", ref))
+		return &Pipeline{Pipeline: p, model: m}, nil
 	}
 	_ = m.Close()
 	return nil, err
+}
+
+func open(m *client.Model) (*text.Pipeline, error) {
+	what := ""
+	err := m.Read(func() error { what = m.Table().Root().Impl(); return nil })
+	if err != nil {
+		return nil, err
+	}
+	if what == text.Kind {
+		mod, err := pipeline.Build(m, pipeline.LoadOptions{})
+		if err != nil {
+			return nil, err
+		}
+		return mod.(*text.Pipeline), nil
+	}
+	if what == "" {
+		what = "struct"
+	}
+	return nil, zcerr.Wrap("open", m.Ref(), zcerr.New(zcerr.Invalid, "what is stored is of kind %s, not a text pipeline", what).WithHint("zcctl show %s", m.Ref()))
 }
 
 // Stored is the attached version: its reference, digest and segments.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -110,16 +111,16 @@ type comparison struct {
 }
 
 // compareForms runs the texts in a second form and compares.
-func compareForms(cmd *cobra.Command, c *client.Client, got *inferOutput, form string, texts []string) (*comparison, error) {
+func compareForms(ctx context.Context, c *client.Client, got *inferOutput, form string, run func(*text.Pipeline, *inferOutput) error) (*comparison, error) {
 	name, _, _ := strings.Cut(got.Ref, ":")
 	at := name + "@" + got.Digest // the tag could have moved
-	p, err := text.Open(cmd.Context(), c, at, client.Form(form))
+	p, err := text.Open(ctx, c, at, client.Form(form))
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
 	want := inferOutput{Task: got.Task}
-	if err := inferTexts(cmd, p, texts, &want); err != nil {
+	if err := run(p, &want); err != nil {
 		return nil, zcerr.Wrap("infer", at, err)
 	}
 	return compareAnswers(got, &want, form), nil

@@ -7,10 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,14 +16,17 @@ import (
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/client/text"
 	"github.com/zcstore/zcstore/internal/units"
-	modeltext "github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
-const inferHelp = `infer runs a stored text pipeline in this process, on the shared weights: an embedder gives vectors, a classifier
-labels. Texts are the arguments, or the lines of standard input when there are none.
+const inferHelp = `infer runs a stored text pipeline in this process, on the shared weights. What it does says the model's own config:
+an embedder gives vectors, a classifier labels, a tagger spans, a masked language model tokens for each mask; one for
+question answering takes --question and finds answers in the texts, a cross-encoder takes --query and ranks the texts.
 
-People get a short view; -o json gives every number.
+Texts are the arguments, or the lines of --file (- is standard input, which is also read when there is nothing else).
+People get a short view; -o json gives every number in one document, --lines one JSON object for each text.
+
+A text that is longer than the model takes is cut, and the answer says by how many tokens; --whole makes that an error.
 
 --form takes the weights in another form, which the daemon makes when nobody has asked for it before: packed (the same
 numbers, to the last bit, and faster), bf16 or int8 (rounded, faster still). --compare says what that costs: the same texts
@@ -35,18 +35,10 @@ are run in a second form as well, and standard output has how far the answers ar
 const inferExample = `  zcctl infer minilm "one copy of the weights" "used in place by every worker"
   zcctl infer minilm -o json < lines.txt
   zcctl infer intents "please remove the old model"
+  zcctl infer ner --aggregation first "Ada was born in London" --lines
+  zcctl infer squad --question "Where was Ada born?" --context "Ada was born in London."
+  zcctl infer reranker --query "who was Ada?" --file passages.txt
   zcctl infer minilm --form int8 --compare plain < lines.txt`
-
-// inferResult is one text's answer; fields that do not apply are left out.
-type inferResult struct {
-	Text        string             `json:"text"`
-	Tokens      int                `json:"tokens"`
-	Truncated   int                `json:"truncated_tokens,omitempty"`
-	Embedding   []float32          `json:"embedding,omitempty"`
-	Label       string             `json:"label,omitempty"`
-	Probability float32            `json:"probability,omitempty"`
-	Scores      map[string]float32 `json:"scores,omitempty"`
-}
 
 type inferOutput struct {
 	Schema  int           `json:"schema"`
@@ -60,8 +52,9 @@ type inferOutput struct {
 
 func inferCmd(a *app) *cobra.Command {
 	var form, against string
+	var f inferFlags
 	cmd := &cobra.Command{
-		Use: "infer REF [TEXT...]", Short: "Run a stored text pipeline: vectors or labels", GroupID: groupUse,
+		Use: "infer REF [TEXT...]", Short: "Run a stored text pipeline: vectors, labels, spans, answers", GroupID: groupUse,
 		Long: inferHelp, Example: inferExample, Args: args(true, "REF"), ValidArgsFunction: a.completeRefs(1),
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			ctx, cancel := a.within(cmd.Context(), 0)
@@ -78,22 +71,23 @@ func inferCmd(a *app) *cobra.Command {
 			}
 			defer p.Close()
 			opened := time.Since(start)
-			texts := argv[1:]
-			if len(texts) == 0 {
-				if texts, err = readLines(ctx, cmd.InOrStdin()); err != nil {
-					return err
-				}
+			texts, err := f.texts(ctx, argv[1:], cmd.InOrStdin())
+			if err != nil {
+				return err
 			}
 			out := inferOutput{Schema: 1, Ref: p.Stored().Ref(), Digest: p.Stored().Digest().String(), Task: p.Config().Task, Form: p.Stored().Form(), Results: []inferResult{}}
 			start = time.Now()
-			if err := inferTexts(cmd, p, texts, &out); err != nil {
+			if err := f.run(ctx, p.Pipeline, texts, &out); err != nil {
 				return zcerr.Wrap("infer", argv[0], err)
 			}
 			took := time.Since(start)
 			if against != "" {
-				if out.Compare, err = compareForms(cmd, c, &out, against, texts); err != nil {
+				if out.Compare, err = compareForms(ctx, c, &out, against, func(p *text.Pipeline, out *inferOutput) error { return f.run(ctx, p.Pipeline, texts, out) }); err != nil {
 					return err
 				}
+			}
+			if f.lines {
+				return writeLines(a.stdout, out.Results)
 			}
 			if a.output == "json" {
 				return json.NewEncoder(a.stdout).Encode(out)
@@ -110,16 +104,9 @@ func inferCmd(a *app) *cobra.Command {
 		},
 	}
 	a.formFlag(cmd, &form, "form of the weights: plain, packed, bf16 or int8 (default: $"+client.EnvForm+", else what the tag says, else plain)")
+	f.register(cmd)
 	cmd.Flags().StringVar(&against, "compare", "", "also run the texts in this form, and say how far the answers are apart")
 	return cmd
-}
-
-// inferTexts does the pipeline's task.
-func inferTexts(cmd *cobra.Command, p *text.Pipeline, texts []string, out *inferOutput) error {
-	if p.Config().Task == modeltext.Classify {
-		return classifyTexts(cmd, p, texts, out)
-	}
-	return embedTexts(cmd, p, texts, out)
 }
 
 // maxLine is the longest text of standard input, in bytes.
@@ -145,9 +132,10 @@ func readLines(ctx context.Context, r io.Reader) ([]string, error) {
 }
 
 func scanLines(r io.Reader) ([]string, error) {
+	const remedy = "give texts as arguments, lines on standard input, or a --file"
 	if f, ok := r.(*os.File); ok {
 		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
-			return nil, zcerr.New(zcerr.Invalid, "there is no text").WithHint("give texts as arguments, or lines on standard input")
+			return nil, zcerr.New(zcerr.Invalid, "there is no text").WithHint(remedy)
 		}
 	}
 	var lines []string
@@ -157,82 +145,13 @@ func scanLines(r io.Reader) ([]string, error) {
 		lines = append(lines, sc.Text())
 	}
 	if errors.Is(sc.Err(), bufio.ErrTooLong) {
-		return nil, zcerr.New(zcerr.Invalid, "line %d of standard input is over %s long", len(lines)+1, units.Bytes(maxLine)).WithHint("a text is one line; split it")
+		return nil, zcerr.New(zcerr.Invalid, "line %d of the texts is over %s long", len(lines)+1, units.Bytes(maxLine)).WithHint("a text is one line; split it")
 	}
 	if err := sc.Err(); err != nil {
-		return nil, zcerr.New(zcerr.Invalid, "read standard input: %w", err)
+		return nil, zcerr.New(zcerr.Invalid, "read the texts: %w", err)
 	}
 	if len(lines) == 0 {
-		return nil, zcerr.New(zcerr.Invalid, "there is no text").WithHint("give texts as arguments, or lines on standard input")
+		return nil, zcerr.New(zcerr.Invalid, "there is no text").WithHint(remedy)
 	}
 	return lines, nil
-}
-
-func embedTexts(cmd *cobra.Command, p *text.Pipeline, texts []string, out *inferOutput) error {
-	got, err := p.Embed(cmd.Context(), texts)
-	if err != nil {
-		return err
-	}
-	for i, g := range got {
-		out.Results = append(out.Results, inferResult{Text: texts[i], Tokens: g.Tokens, Truncated: g.Truncated, Embedding: g.Vector})
-	}
-	return nil
-}
-
-func classifyTexts(cmd *cobra.Command, p *text.Pipeline, texts []string, out *inferOutput) error {
-	got, err := p.Classify(cmd.Context(), texts)
-	if err != nil {
-		return err
-	}
-	labels := p.Labels()
-	for i, g := range got {
-		scores := map[string]float32{}
-		for k, s := range g.Scores {
-			scores[labels[k]] = s
-		}
-		out.Results = append(out.Results, inferResult{Text: texts[i], Tokens: g.Tokens, Truncated: g.Truncated, Label: g.Label, Probability: g.Score, Scores: scores})
-	}
-	return nil
-}
-
-// showResults is the short view for people.
-func showResults(w io.Writer, out *inferOutput) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if out.Task == modeltext.Classify {
-		fmt.Fprintln(tw, "LABEL\tPROBABILITY\tTOKENS\tTEXT")
-	} else {
-		fmt.Fprintln(tw, "DIM\tNORM\tTOKENS\tVECTOR\tTEXT")
-	}
-	for _, r := range out.Results {
-		tokens := fmt.Sprint(r.Tokens)
-		if r.Truncated > 0 {
-			tokens += fmt.Sprintf(" (%d cut)", r.Truncated)
-		}
-		short := strings.Join(strings.Fields(r.Text), " ")
-		if runes := []rune(short); len(runes) > 60 {
-			short = string(runes[:57]) + "..."
-		}
-		if out.Task == modeltext.Classify {
-			fmt.Fprintf(tw, "%s\t%.3f\t%s\t%s\n", r.Label, r.Probability, tokens, short)
-			continue
-		}
-		fmt.Fprintf(tw, "%d\t%.3f\t%s\t%s\t%s\n", len(r.Embedding), norm(r.Embedding), tokens, head(r.Embedding), short)
-	}
-	return tw.Flush()
-}
-
-func norm(v []float32) float64 {
-	sum := 0.0
-	for _, x := range v {
-		sum += float64(x) * float64(x)
-	}
-	return math.Sqrt(sum)
-}
-
-func head(v []float32) string {
-	var parts []string
-	for _, x := range v[:min(4, len(v))] {
-		parts = append(parts, fmt.Sprintf("%.4f", x))
-	}
-	return "[" + strings.Join(parts, ", ") + ", ...]"
 }

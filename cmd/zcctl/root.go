@@ -39,7 +39,7 @@ const (
 // commands lists every command, in the order of the help. Each is a function of one file.
 var commands = []func(*app) *cobra.Command{
 	putCmd, lsCmd, showCmd, tagCmd, rmCmd, verifyCmd, pinCmd,
-	psCmd, inferCmd, demoCmd,
+	psCmd, inferCmd, tokenizeCmd, demoCmd,
 	statusCmd, doctorCmd, benchCmd, fsckCmd, versionCmd, daemonCmd, demoDaemonCmd,
 }
 
