@@ -41,8 +41,7 @@ type Answers struct {
 
 // Answer finds the answers to questions.
 func (p *Pipeline) Answer(ctx context.Context, questions []Question, o AnswerOptions) ([]Answers, error) {
-	head, ok := p.model.(tokenHead)
-	if p.config.Task != Answer || !ok {
+	if p.config.Task != Answer || p.marks == nil {
 		return nil, p.otherTask("answer")
 	}
 	if err := o.complete(p.config.MaxLength); err != nil {
@@ -73,7 +72,7 @@ func (p *Pipeline) Answer(ctx context.Context, questions []Question, o AnswerOpt
 	}
 	logits := make([][]float32, len(windows)) // start and end of each token
 	err := p.run(ctx, windows, func(b bert.Batch, index []int) error {
-		t, err := head.TokenLogits(ctx, b)
+		t, err := p.marks(ctx, b)
 		if err != nil {
 			return err
 		}

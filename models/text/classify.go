@@ -56,8 +56,7 @@ func (p *Pipeline) score(row []float32) {
 
 // sequences calls each with the logits of a head over whole texts.
 func (p *Pipeline) sequences(ctx context.Context, what string, tokenize func() ([]*tokenizer.Encoding, error), each func(i int, row []float32, e *tokenizer.Encoding)) error {
-	head, ok := p.model.(sequenceHead)
-	if t := p.config.Task; t != Classify && t != Rerank || !ok {
+	if t := p.config.Task; t != Classify && t != Rerank || p.scores == nil {
 		return p.otherTask(what)
 	}
 	enc, err := tokenize()
@@ -65,7 +64,7 @@ func (p *Pipeline) sequences(ctx context.Context, what string, tokenize func() (
 		return err
 	}
 	return p.run(ctx, enc, func(b bert.Batch, index []int) error {
-		logits, err := head.Classify(ctx, b)
+		logits, err := p.scores(ctx, b)
 		if err != nil {
 			return err
 		}

@@ -281,13 +281,16 @@ func (p *Pipeline) promptTokens(prompt string) (int, error) {
 // vectors runs encoder, pooling and the layers behind it: [texts, dim].
 func (p *Pipeline) vectors(ctx context.Context, b bert.Batch, skip int, o EmbedOptions) ([]float32, error) {
 	mean := len(p.pooling.Config.Modes) == 1 && p.pooling.Config.Modes[0] == PoolMean && skip == 0
-	if m, ok := p.model.(*bert.Model); ok && mean && len(p.layers) == 1 && o.Dim == p.Dim() {
+	if p.means != nil && mean && len(p.layers) == 1 && o.Dim == p.Dim() {
 		if _, ok := p.layers[0].(*Normalize); ok { // the most common pipeline, in one go
-			out := make([]float32, b.Len()*p.Dim())
-			return out, m.Embed(ctx, out, b)
+			x, err := p.means(ctx, b)
+			if err != nil {
+				return nil, err
+			}
+			return x.Float32s()
 		}
 	}
-	hidden, err := p.model.Encode(ctx, b)
+	hidden, err := p.states(ctx, b)
 	if err != nil {
 		return nil, err
 	}

@@ -53,8 +53,7 @@ type tagged struct {
 
 // Tag labels the tokens of each text and joins them.
 func (p *Pipeline) Tag(ctx context.Context, texts []string, how Aggregation) ([]Tagged, error) {
-	head, ok := p.model.(tokenHead)
-	if p.config.Task != Tag || !ok {
+	if p.config.Task != Tag || p.marks == nil {
 		return nil, p.otherTask("tag")
 	}
 	switch how {
@@ -68,7 +67,7 @@ func (p *Pipeline) Tag(ctx context.Context, texts []string, how Aggregation) ([]
 	}
 	out := make([]Tagged, len(texts))
 	err = p.run(ctx, enc, func(b bert.Batch, index []int) error {
-		logits, err := head.TokenLogits(ctx, b)
+		logits, err := p.marks(ctx, b)
 		if err != nil {
 			return err
 		}

@@ -45,6 +45,7 @@ func init() {
 type Pipeline struct {
 	config  Config
 	model   Encoder
+	passes        // of the model
 	hidden  int   // width of its states
 	guarded       // the tokenizer; none: the pipeline takes ids
 	cls     int32 // ids of special tokens; -1: none
@@ -67,6 +68,7 @@ func load(s models.Source) (models.Module, error) {
 		return nil, err
 	}
 	var maxTokens int
+	p.passes = passesOf(p.model)
 	p.hidden, maxTokens = size(p.model)
 	if err := p.loadTokenizer(s); err != nil {
 		return nil, err
@@ -222,7 +224,7 @@ func (p *Pipeline) encode(do func(*tokenizer.Tokenizer) ([]*tokenizer.Encoding, 
 }
 
 // maxTokens is the most tokens that go through the encoder at once, so that ten thousand texts need the memory of a few.
-const maxTokens = 4096
+const maxTokens = 2048
 
 // run calls forward for groups of texts of similar length; index says which texts a group has.
 func (p *Pipeline) run(ctx context.Context, enc []*tokenizer.Encoding, forward func(b bert.Batch, index []int) error) error {
