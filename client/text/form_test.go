@@ -96,3 +96,24 @@ func TestPackedAnswersAreThePlainOnes(t *testing.T) {
 		t.Errorf("in memory are %v, want %v", forms, want)
 	}
 }
+
+// Opening MiniLM, which everybody has open already: the lease, the mappings, the modules and the tokenizer.
+func BenchmarkOpen(b *testing.B) {
+	dir := golden.Path(b, "minilm")
+	socket, shmDir := testdaemon.Place(b)
+	testdaemon.Start(b, socket, shmDir)
+	c := testdaemon.Client(b, socket)
+	put(b, c, "minilm", dir+"/model")
+	for _, form := range []string{"plain", "packed", "bf16", "int8"} {
+		b.Run(form, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				p, err := text.Open(ctx, c, "minilm", client.Form(form))
+				if err != nil {
+					b.Fatal(err)
+				}
+				_ = p.Close()
+			}
+		})
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/zcstore/zcstore/internal/failpoint"
+	"github.com/zcstore/zcstore/internal/parallel"
 	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/table"
@@ -190,12 +192,7 @@ func (s *Store) derive(ctx context.Context, k formKey) (err error) {
 		return err
 	}
 	failpoint.Reached("form.reserved")
-	var parts []io.Reader
-	for _, row := range p.wanted {
-		parts = append(parts, src.made[row])
-	}
-	// The bytes of the version are read here, and may be cut as any others.
-	if err := region.Guard(func() error { return p.Fill(ctx, io.MultiReader(parts...)) }); err != nil {
+	if err := p.fillMade(ctx, src.made); err != nil {
 		return err
 	}
 	failpoint.Reached("form.filled")
@@ -222,6 +219,43 @@ func (s *Store) derive(ctx context.Context, k formKey) (err error) {
 	failpoint.Reached("form.table-published")
 	s.addFormLocked(k, made, p.man, p.locs)
 	return nil
+}
+
+// fillMade makes the wanted rows, on all cores, the large ones first. It writes and hashes them while they are hot.
+func (p *Put) fillMade(ctx context.Context, made map[int]derive.Made) error {
+	if err := p.claim(p.wanted); err != nil {
+		return err
+	}
+	rows := slices.Clone(p.wanted)
+	slices.SortStableFunc(rows, func(a, b int) int { return cmp.Compare(p.man.Tensors[b].Bytes(), p.man.Tensors[a].Bytes()) })
+	return parallel.Each(ctx, runtime.GOMAXPROCS(0), len(rows), func(ctx context.Context) func(int) error {
+		buf := make([]byte, madeBytes)
+		return func(i int) error { return p.makeRow(ctx, rows[i], made[rows[i]], buf) }
+	})
+}
+
+// madeBytes is how much of a row is made at a time: what the core's cache holds.
+const madeBytes = 256 << 10
+
+// makeRow reads what a recipe makes. The bytes of the version are read by that, and may be cut as any others.
+func (p *Put) makeRow(ctx context.Context, row int, made io.Reader, buf []byte) (err error) {
+	defer recovered(p.s.log, *p.form, &err)
+	return region.Guard(func() error {
+		sum := p.begin(row)
+		for size := int64(p.man.Tensors[row].Bytes()); sum.at < size; {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			b := buf[:min(int64(len(buf)), size-sum.at)]
+			if _, err := io.ReadFull(made, b); err != nil {
+				return err
+			}
+			if err := sum.add(b); err != nil {
+				return err
+			}
+		}
+		return sum.end()
+	})
 }
 
 // recovered makes a panic of a recipe an error: sources are what clients put, and none of them may end the daemon.

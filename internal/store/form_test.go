@@ -15,10 +15,10 @@ import (
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
-// linear is a version of one weight of 16 outputs that has so many bytes, and as many packed.
+// linear is a version of one weight that has so many bytes, and as many packed.
 func linear(size int, seed uint64) *manifest.Draft {
 	d := draft(row{"w", size, seed})
-	d.Tensors[0].DType, d.Tensors[0].Shape, d.Tensors[0].Role = tensor.F32, tensor.Shape{16, size / 64}, tensor.Linear
+	d.Tensors[0].DType, d.Tensors[0].Shape, d.Tensors[0].Role = tensor.F32, tensor.Shape{size / 4096, 1024}, tensor.Linear
 	return d
 }
 
@@ -191,5 +191,43 @@ func TestFsckReadsForms(t *testing.T) {
 	}
 	if r := h.check(false); len(r.Findings) != 1 || r.Findings[0].What != "form" || !strings.Contains(r.Findings[0].Problem, "p16-f32.1/") {
 		t.Errorf("a damaged form: %+v", r.Findings)
+	}
+}
+
+// How fast forms are made, beside a put of the same bytes.
+func BenchmarkMakeForm(b *testing.B) {
+	const size = 128 << 20
+	path := testPath(b)
+	s, err := Open(Options{Dir: path})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	d := draft()
+	for i := range 8 { // weights of 16 MiB
+		one := linear(size/8, uint64(i))
+		one.Tensors[0].Names = []string{string(rune('a' + i))}
+		d.Tensors = append(d.Tensors, one.Tensors[0])
+		d.Root.Params = append(d.Root.Params, manifest.Param{Name: one.Tensors[0].Names[0], Tensor: i})
+	}
+	v := sealed(b, d)
+	put(b, s, "m", v)
+	for _, form := range []derive.Form{derive.Packed, derive.BF16} { // random bits are no finite numbers, as int8 wants them
+		b.Run(string(form), func(b *testing.B) {
+			b.SetBytes(size)
+			for b.Loop() {
+				l, files, err := s.AttachAs("m", Holder{}, Ask{Form: form})
+				if err != nil {
+					b.Fatal(err)
+				}
+				closeAll(files)
+				s.Release(l.ID)
+				b.StopTimer()
+				s.mu.Lock()
+				s.dropFormLocked(s.forms[formKey{v.Digest, form}])
+				s.mu.Unlock()
+				b.StartTimer()
+			}
+		})
 	}
 }
