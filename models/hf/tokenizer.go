@@ -3,6 +3,7 @@ package hf
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -14,16 +15,16 @@ import (
 
 // tokenizerConfig is tokenizer_config.json as far as the importer itself reads it.
 type tokenizerConfig struct {
-	Class     string       `json:"tokenizer_class"`
 	MaxLength float64      `json:"model_max_length"`
 	CutSide   string       `json:"truncation_side"`
 	Cls       specialToken `json:"cls_token"`
 	Unk       specialToken `json:"unk_token"`
 	Mask      specialToken `json:"mask_token"`
-	Sep       specialToken `json:"sep_token"`
-	Pad       specialToken `json:"pad_token"`
-	EOS       specialToken `json:"eos_token"`
 	Prefix    bool         `json:"add_prefix_space"`
+
+	Lowercase    *bool `json:"do_lower_case"`
+	KeepAccents  bool  `json:"keep_accents"`
+	SplitByPunct bool  `json:"split_by_punct"`
 }
 
 // specialToken is a token, or an object that has it.
@@ -125,30 +126,56 @@ func tokenizerJSON(dir string, c *config, tc *tokenizerConfig, tcb []byte) (file
 	}
 	file = "vocab.txt"
 	if vocab := read(file); vocab != nil {
-		opt := tokenizer.DefaultVocabOptions()
-		if tcb != nil {
-			if opt, err = tokenizer.VocabOptionsFromConfig(tcb); err != nil {
-				file = text.PartTokenizerConfig
-			}
-		}
-		if err == nil {
-			tj, err = tokenizer.ConvertVocab(vocab, opt)
-		}
+		tj, err = convertVocab(vocab, c, tcb)
 	} else if vocab, merges := read("vocab.json"), read("merges.txt"); vocab != nil && merges != nil {
 		file = "vocab.json"
 		var opt tokenizer.MergesOptions
-		if opt, err = mergesOptions(dir, c, tc); err == nil {
+		if opt, err = mergesOptions(c, tc); err == nil {
 			tj, err = tokenizer.ConvertMerges(vocab, merges, opt)
+		}
+	} else if name, ok := sentencePieces[c.ModelType]; ok {
+		if model := read(name); model != nil {
+			file = name
+			o := tokenizer.FamilyOptions{Lowercase: c.ModelType == "albert", KeepAccents: tc.KeepAccents, SplitByPunct: tc.SplitByPunct}
+			if tc.Lowercase != nil {
+				o.Lowercase = *tc.Lowercase
+			}
+			if tj, err = tokenizer.ConvertSentencePiece(model, tokenizer.Family(c.ModelType), o); err != nil {
+				err = fmt.Errorf("%s: %w", name, err)
+			}
 		}
 	}
 	if err != nil {
-		return "", nil, zcerr.New(tokenizerKind(err), "%s/%w", dir, err)
+		return "", nil, zcerr.New(tokenizerKind(err), "%s/%w", dir, err).WithHint("%s", zcerr.HintOf(err))
 	}
 	return filepath.Join(dir, file), tj, nil
 }
 
+// sentencePieces are the files of families that have one.
+var sentencePieces = map[string]string{"xlm-roberta": "sentencepiece.bpe.model", "albert": "spiece.model", "deberta-v2": "spm.model"}
+
+// makeJSON says how to get a file that is read.
+const makeJSON = "make a tokenizer.json: python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('DIR').save_pretrained('DIR')\""
+
+// convertVocab takes a vocab.txt as families of BERT do.
+func convertVocab(vocab []byte, c *config, tcb []byte) ([]byte, error) {
+	switch c.ModelType {
+	case "", "bert", "distilbert", "electra":
+	default: // which frames texts in another way
+		return nil, zcerr.New(zcerr.Unsupported, "vocab.txt of a %s is not supported", c.ModelType).WithHint(makeJSON)
+	}
+	opt := tokenizer.DefaultVocabOptions()
+	if tcb != nil {
+		var err error
+		if opt, err = tokenizer.VocabOptionsFromConfig(tcb); err != nil {
+			return nil, err
+		}
+	}
+	return tokenizer.ConvertVocab(vocab, opt)
+}
+
 // mergesOptions says how the family of a model uses a vocab.json and a merges.txt.
-func mergesOptions(dir string, c *config, tc *tokenizerConfig) (tokenizer.MergesOptions, error) {
+func mergesOptions(c *config, tc *tokenizerConfig) (tokenizer.MergesOptions, error) {
 	var o tokenizer.MergesOptions
 	switch c.ModelType {
 	case "gpt2":
@@ -157,7 +184,7 @@ func mergesOptions(dir string, c *config, tc *tokenizerConfig) (tokenizer.Merges
 		o = tokenizer.RobertaOptions()
 	default:
 		return o, zcerr.New(zcerr.Unsupported, "vocab.json and merges.txt of a %s are not supported", c.ModelType).
-			WithHint("make a tokenizer.json of them: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)")
+			WithHint(makeJSON)
 	}
 	o.AddPrefixSpace = tc.Prefix
 	return o, nil

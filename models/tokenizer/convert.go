@@ -42,7 +42,7 @@ func (s *spec) json() ([]byte, error) {
 	}
 	added := []map[string]any{}
 	for _, a := range s.added {
-		added = append(added, map[string]any{"id": a.id, "content": a.content, "special": a.special, "lstrip": a.lstrip, "rstrip": false, "single_word": false, "normalized": false})
+		added = append(added, map[string]any{"id": a.id, "content": a.content, "special": a.special, "lstrip": a.lstrip, "rstrip": a.rstrip, "single_word": a.singleWord, "normalized": a.normalized})
 	}
 	slices.SortFunc(added, func(a, b map[string]any) int { return int(a["id"].(int32) - b["id"].(int32)) })
 	file := map[string]any{"version": "1.0", "truncation": nil, "padding": nil, "added_tokens": added, "model": model}
