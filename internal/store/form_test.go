@@ -11,6 +11,7 @@ import (
 	"github.com/zcstore/zcstore/internal/memlimit"
 	"github.com/zcstore/zcstore/models/derive"
 	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/table"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -105,14 +106,31 @@ func TestFormsOfOtherReleasesAreNotTakenOver(t *testing.T) {
 		t.Fatalf("%q, %v", files, err)
 	}
 	s.Close()
-	if err := os.Chmod(files[0], 0o600); err != nil {
-		t.Fatal(err)
-	}
+	// The same with another version in the keys, and right otherwise.
 	b, err := os.ReadFile(files[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(files[0], []byte(strings.Replace(string(b), derive.Packed.Recipe(), "p16-f32.9", 1)), 0o600); err != nil {
+	d, err := manifest.ParseDigest("sha256:" + strings.TrimPrefix(filepath.Base(files[0]), formPrefix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	man, segs, locs, err := parseTable(b, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := strings.Replace(man.Tensors[0].Names[0], derive.Packed.Recipe(), "p16-f32.0", 1)
+	man.Tensors[0].Names[0], man.Root.Params[0].Name = key, key
+	if _, d, err = man.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = table.Encode(man, d, segs, locs); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, formFile(d)), b, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(files[0]); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(path, formPrefix+"4567"), nil, 0o400); err != nil {

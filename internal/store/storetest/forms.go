@@ -341,6 +341,9 @@ func formsMakeRoom(t *testing.T, start Start) {
 	h := must(s.AttachAs("m", packed))(t, "attach")
 	_, err := s.AttachAs("m", store.Ask{Form: derive.BF16})
 	expect(t, "what does not fit", err, zcerr.NoSpace, "left of the budget")
+	if v := must(s.Show("m"))(t, "show"); len(v.Forms) != 1 || v.Forms[0].Holders != 1 {
+		t.Errorf("a form that is held was dropped, in vain: %+v", v.Forms)
+	}
 	packedRight(t, h, big...)
 	h.Release()
 	// Now nobody holds it.
