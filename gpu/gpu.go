@@ -261,6 +261,12 @@ type Queue interface {
 	Close() error
 }
 
+// Scratcher is a device with a kind of memory of its own for what a stream works in: the stream frees all of it, and nobody has
+// a buffer of it otherwise.
+type Scratcher interface {
+	AllocScratch(bytes int) (Buf, error)
+}
+
 // ReleaseObserver is a queue that wants to know when scratch is released, to poison it.
 type ReleaseObserver interface {
 	Released(b Buf, off, elems int)

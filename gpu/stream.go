@@ -184,7 +184,11 @@ func (s *Stream) cut(d tensor.DType, rows, cols int) Matrix {
 			s.at.off = 0
 			continue
 		}
-		b, err := s.dev.Alloc(max(n*elemSize, minChunk, s.high-s.at.used, s.at.used))
+		alloc := s.dev.Alloc
+		if d, ok := s.dev.(Scratcher); ok {
+			alloc = d.AllocScratch
+		}
+		b, err := alloc(max(n*elemSize, minChunk, s.high-s.at.used, s.at.used))
 		if err != nil {
 			s.Fail(err)
 			if m.Rows*m.Cols == 0 {

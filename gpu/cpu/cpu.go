@@ -136,20 +136,31 @@ func (d *Device) Close() error {
 
 // Alloc implements gpu.Device: memory of the Go heap.
 func (d *Device) Alloc(bytes int) (gpu.Buf, error) {
-	if bytes < 0 || bytes > 1<<40 { // make would panic, where there is no memory to be had
-		return nil, &gpu.OpError{Op: "alloc", Kind: gpu.ErrMemory, Reason: fmt.Sprintf("%d bytes", bytes)}
+	if bytes < 0 || bytes > maxAlloc { // make would panic, where there is no memory to be had
+		return nil, tooMuch(bytes)
 	}
 	return &buf{d: d, f: make([]float32, (bytes+3)/4)}, nil
 }
 
+const maxAlloc = 1 << 40
+
+func tooMuch(bytes int) error {
+	return &gpu.OpError{Op: "alloc", Kind: gpu.ErrMemory, Reason: fmt.Sprintf("%d bytes", bytes)}
+}
+
 type buf struct {
-	d *Device
-	f []float32
+	d      *Device
+	f      []float32
+	mapped []byte // what f lies in, when that is not the Go heap
 }
 
 func (b *buf) Device() gpu.Device { return b.d }
 func (b *buf) Len() int           { return 4 * len(b.f) }
-func (b *buf) Free()              { b.f = nil }
+
+func (b *buf) Free() {
+	b.f = nil
+	b.unmap()
+}
 
 // weight is what this backend keeps with a gpu.Weight: the stored bytes as values. One of the two is set.
 type weight struct {
