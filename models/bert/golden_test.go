@@ -192,10 +192,11 @@ func ragged(b Batch) (Batch, []int) {
 }
 
 func TestTinyGoldens(t *testing.T) {
-	for _, name := range []string{"bert", "bert-seqcls"} {
+	for name, find := range map[string]func(testing.TB, ...string) string{"bert": golden.Tree, "bert-seqcls": golden.Tree,
+		"bert-tokcls": golden.Path, "bert-qa": golden.Path, "bert-mlm": golden.Path} {
 		t.Run(name, func(t *testing.T) {
 			onDevices(t, func(t *testing.T, dev gpu.Device) {
-				dir := golden.Tree(t, "tiny", name)
+				dir := find(t, "tiny", name)
 				m := open(t, dev, dir)
 				g := read(t, filepath.Join(dir, "golden.safetensors"))
 				hidden := m.config.HiddenSize
@@ -236,14 +237,43 @@ func TestTinyGoldens(t *testing.T) {
 						compare(c+".pooler_output", values(t, got, err), floats(t, v), hidden, nil)
 					}
 					if v, ok := g[c+".logits"]; ok {
-						got, err := m.Classify(context.Background(), b)
-						compare(c+".logits", values(t, got, err), floats(t, v), m.config.Labels(), nil)
+						got, counts, err := logits(m, b)
+						compare(c+".logits", values(t, got, err), floats(t, v), v.Shape[len(v.Shape)-1], counts)
+					}
+					if v, ok := g[c+".start_logits"]; ok {
+						got, err := m.TokenLogits(context.Background(), b)
+						both := values(t, got, err)
+						start, end := make([]float32, len(b.IDs)), make([]float32, len(b.IDs))
+						for i := range start {
+							start[i], end[i] = both[2*i], both[2*i+1]
+						}
+						compare(c+".start_logits", start, floats(t, v), 1, b.Mask)
+						compare(c+".end_logits", end, floats(t, g[c+".end_logits"]), 1, b.Mask)
 					}
 				}
 				t.Logf("largest difference %.3g, of values up to %.3g", seen, of)
 			})
 		})
 	}
+}
+
+// logits are those of the model's head, and which of its rows count.
+func logits(m *Model, b Batch) (*nn.Tensor, []int32, error) {
+	ctx := context.Background()
+	switch h, _ := m.config.head(); h {
+	case tokenClassification:
+		t, err := m.TokenLogits(ctx, b)
+		return t, b.Mask, err
+	case maskedLM:
+		all := make([]int, len(b.IDs))
+		for i := range all {
+			all[i] = i
+		}
+		t, err := m.MaskLogits(ctx, b, all)
+		return t, b.Mask, err
+	}
+	t, err := m.Classify(ctx, b)
+	return t, nil, err
 }
 
 type text struct {
