@@ -57,7 +57,7 @@ func (p *Pipeline) Answer(ctx context.Context, questions []Question, o AnswerOpt
 			t = t.WithTruncation(tokenizer.Truncation{MaxLength: o.MaxTokens, Stride: o.Stride, Strategy: tokenizer.OnlySecond})
 			e, err := t.WithOverflow(true).Encode(q.Question, q.Context)
 			if err != nil {
-				return err
+				return zcerr.New(zcerr.Invalid, "question %d: %w", i, err).WithHint("the question and the stride have to fit in %d tokens: shorten it, or give another stride", o.MaxTokens)
 			}
 			windows = append(windows, e)
 			for k := range e.Overflowing {
