@@ -5,13 +5,16 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/zcstore/zcstore/client"
 	"github.com/zcstore/zcstore/client/text"
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/golden"
 	"github.com/zcstore/zcstore/internal/procmem"
+	"github.com/zcstore/zcstore/internal/testdaemon"
 	"github.com/zcstore/zcstore/models/hf"
+	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
 // formArgs say which pipeline a worker opens, and in which form.
@@ -139,5 +142,74 @@ func TestThreeWorkersShareOnePackedCopy(t *testing.T) {
 	}
 	if behind > int(v.TensorBytes)/10 { // rows that were looked up, norms and biases
 		t.Errorf("and %d of %d plain bytes", behind, v.TensorBytes)
+	}
+}
+
+// A daemon that is killed and started again takes over what workers have mapped: their leases come back in their form, they go on
+// computing, and nothing is made a second time.
+func TestPackedWorkersOutliveTheDaemon(t *testing.T) {
+	dir := golden.Path(t, "minilm")
+	p := start(t)
+	im, err := hf.Open(dir + "/model")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	if _, err := p.c.Put(ctx, "minilm", im.Draft, client.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w := pool(t, formed, formArgs{p.socket, "minilm", "packed"}, 2)
+	want, err := w.Each(ctx, []string{"used in place by every worker"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := p.c.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.daemon.Kill()
+	p.daemon = testdaemon.StartProcess(t, p.socket, p.dir)
+	for begin, n := time.Now(), 0; n < 2; time.Sleep(time.Millisecond) {
+		holders, err := p.c.Holders(ctx, "minilm")
+		if err != nil && zcerr.KindOf(err) != zcerr.Unavailable {
+			t.Fatal(err)
+		}
+		n = 0
+		for _, h := range holders {
+			if h.Form == "packed" {
+				n++
+			}
+		}
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("%v have leases", holders)
+		}
+	}
+	after, err := p.c.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.UsedBytes != before.UsedBytes || len(after.Forms) != 2 || after.Segments != before.Segments {
+		t.Errorf("before %d bytes in %d segments, after %d in %d, forms %v", before.UsedBytes, before.Segments, after.UsedBytes, after.Segments, after.Forms)
+	}
+	v, err := p.c.Show(ctx, "minilm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, err := w.Each(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inodes []uint64
+	for _, f := range v.Forms {
+		for _, sg := range f.Segments {
+			inodes = append(inodes, sg.Inode)
+		}
+	}
+	if !slices.Equal(inodes, maps[0].Made) {
+		t.Errorf("the daemon has the segments %v, the workers %v", inodes, maps[0].Made)
+	}
+	again, err := w.Each(ctx, []string{"used in place by every worker"})
+	if err != nil || !slices.Equal(again[0].Vectors[0], want[0].Vectors[0]) {
+		t.Errorf("after the restart: %v", err)
 	}
 }
