@@ -1,13 +1,11 @@
 package cpu
 
 import (
-	"sync"
-
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/models/pack"
 )
 
-// scratch is what one goroutine of an op works in. It is reused from op to op.
+// scratch is what one goroutine of an op works in: a worker has one, and a queue for who calls it.
 type scratch struct {
 	sums, pack, bias []float32
 	stage, whole     []float32 // rows that become panels: widened, completed
@@ -32,8 +30,6 @@ type scratch struct {
 func (s *scratch) forget() {
 	s.tile, s.turn, s.widen, s.block, s.norm, s.row = tile{}, turn{}, widen{}, block{}, norm{}, operand{}
 }
-
-var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // each is a task that is a function.
 type each func(piece int, s *scratch)

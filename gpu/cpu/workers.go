@@ -24,10 +24,11 @@ type job struct {
 	done    chan struct{} // of one element: look at helpers again
 	fault   atomic.Pointer[error]
 	asked   []*worker
+	own     scratch // of the caller
 }
 
-// work does pieces until there are none. A fault of the weights is kept, and the pieces that are left are not done.
-func (j *job) work() {
+// work does pieces in s until there are none. A fault of the weights is kept, and the pieces that are left are not done.
+func (j *job) work(s *scratch) {
 	var err error
 	defer func() {
 		if err != nil {
@@ -37,8 +38,6 @@ func (j *job) work() {
 		}
 	}()
 	defer region.Caught(region.On(), &err)
-	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
 	for i := j.next.Add(1) - 1; i < j.pieces; i = j.next.Add(1) - 1 {
 		j.t.do(int(i), s)
 	}
@@ -81,6 +80,7 @@ type worker struct {
 	ws   *workers
 	job  atomic.Pointer[job]
 	wake chan struct{} // of one element: there may be a job
+	s    scratch
 }
 
 // run does the pieces of a task on this goroutine and on as many workers as are free, at most threads in all. The error is
@@ -92,7 +92,7 @@ func (ws *workers) run(j *job, t task, pieces, threads int) error {
 	if threads > 1 {
 		ws.ask(j, threads-1)
 	}
-	j.work()
+	j.work(&j.own)
 	for i, w := range j.asked { // who has not taken the job yet need not
 		if w.job.CompareAndSwap(j, nil) {
 			j.helpers.Add(-1)
@@ -194,7 +194,7 @@ func (w *worker) loop() {
 	there := func() bool { return w.job.Load() != nil }
 	for {
 		if j := w.job.Swap(nil); j != nil {
-			j.work()
+			j.work(&w.s)
 			w.ws.release(w) // before the caller goes on: it will ask again soon
 			if j.helpers.Add(-1) == 0 && j.waiting.Load() {
 				select {

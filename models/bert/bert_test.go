@@ -267,8 +267,8 @@ func TestEmbedSteadyState(t *testing.T) {
 				for range 5 * len(batches) {
 					embed()
 				}
-				got := testing.AllocsPerRun(20*len(batches), embed)
-				limit := 0.5 // what the garbage collector took from a pool comes again
+				got := testing.AllocsPerRun(1000, embed)
+				limit := 0.0
 				if tier == "go" {
 					limit = float64(20 + 8*c.NumHiddenLayers)
 				}
