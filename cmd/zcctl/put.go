@@ -17,9 +17,9 @@ import (
 	zcstorev1 "github.com/zcstore/zcstore/proto/zcstore/v1"
 )
 
-const putHelp = `put stores a model in shared memory. PATH is a Hugging Face or sentence-transformers directory, or one
-.safetensors file, or - for one .safetensors file on the standard input. The daemon reads files itself, from descriptors that
-it is passed, and hashes every byte once; bytes that another version has already are shared with it.
+const putHelp = `put stores a model in shared memory. PATH is a Hugging Face or sentence-transformers directory, one
+.safetensors or PyTorch file, or - for one .safetensors file on the standard input. The daemon reads files itself, from
+descriptors that it is passed, and hashes every byte once; bytes that another version has already are shared with it.
 
 A bare NAME makes the next version (v1, v2, ...) and moves NAME:latest to it. NAME:TAG points that tag;
 a tag that points at other bytes moves only with --replace. Workers keep what they have mapped. --form sets the form in

@@ -47,6 +47,7 @@ var rules = []rule{
 		{to: "models/arch", reason: "the table of architectures links every one of them"},
 		// models/tokenizer is allowed: the daemon compiles tokenizer.json into tables that all workers share, by models/derive.
 		{to: "models/text", reason: "the daemon makes tables of a tokenizer's file; texts are the worker's business"},
+		{to: "models/pickle", reason: "the daemon reads rows of files, and no format that could be a program"},
 		{to: "models/hf", reason: "source files are opened by the client, with the client's rights: the daemon must be no confused deputy"},
 		{to: "client/...", reason: "the daemon is never its own client"},
 	}},

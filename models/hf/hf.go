@@ -1,8 +1,8 @@
-// Package hf imports what people have on disk: Hugging Face and sentence-transformers directories, and single safetensors
-// files. It turns them into drafts that a put streams straight from the files; nothing is loaded into memory.
+// Package hf imports what people have on disk: Hugging Face and sentence-transformers directories, and single files of weights,
+// safetensors or PyTorch's. It turns them into drafts that a put streams straight from the files; nothing is loaded into memory.
 //
-// The tree of a directory is one module of kind "text": its children are the model, the tokenizer's files as values, and the
-// modules that sentence-transformers adds. Weights are stored as they are (F32, F16, BF16), under the checkpoint's own names,
+// The tree of a directory is one module of kind "text": its children are the model, the tokenizer's files as values (older ones
+// as the tokenizer.json that they come to), and the modules that sentence-transformers adds. Weights are stored as they are (F32, F16, BF16), under the checkpoint's own names,
 // with the role that the architecture gives them.
 package hf
 
@@ -24,7 +24,7 @@ import (
 // Import is a draft with the files behind it.
 type Import struct {
 	Draft *manifest.Draft
-	Kind  string   // "text": a pipeline; "tensors": a bare safetensors file
+	Kind  string   // "text": a pipeline; "tensors": a bare file of weights
 	Notes []string // what was seen and left alone, for people
 
 	files []*os.File
@@ -50,7 +50,7 @@ const TensorsKind = "tensors"
 func Open(path string) (*Import, error) {
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, zcerr.New(zcerr.NotFound, "%s is not there", path).WithHint("give a Hugging Face or sentence-transformers directory, or a .safetensors file")
+		return nil, zcerr.New(zcerr.NotFound, "%s is not there", path).WithHint("give a Hugging Face or sentence-transformers directory, or a .safetensors or PyTorch file")
 	}
 	if err != nil {
 		return nil, cannotRead(path, err)

@@ -1,7 +1,6 @@
 package pickle
 
 import (
-	"archive/zip"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -42,13 +41,6 @@ type Tensor struct {
 	strides tensor.Shape // in elements; nil when the elements lie as they are to be stored
 }
 
-// entry is a storage of a zip archive.
-type entry struct {
-	name        string
-	start, size int64
-	crc         uint32
-}
-
 // span is where a storage lies.
 type span struct{ start, size int64 }
 
@@ -83,18 +75,19 @@ func Read(r io.ReaderAt, size int64) (*File, error) {
 }
 
 func (f *File) readZip(size int64) error {
-	z, err := zip.NewReader(f.r, size)
+	entries, err := readDirectory(f.r, size)
 	if err != nil {
-		return zcerr.New(zcerr.Invalid, "the zip archive is damaged: %w", err).WithHint("download the file again")
+		return err
 	}
-	var pkl *zip.File
+	var pkl *entry
 	root := ""
-	for _, e := range z.File {
-		dir, base, _ := strings.Cut(e.Name, "/")
+	for i := range entries {
+		e := &entries[i]
+		dir, base, _ := strings.Cut(e.name, "/")
 		switch {
 		case base == "data.pkl":
 			if pkl != nil {
-				return zcerr.New(zcerr.Invalid, "the zip archive has both %s and %s", pkl.Name, e.Name)
+				return zcerr.New(zcerr.Invalid, "the zip archive has both %s and %s", pkl.name, e.name)
 			}
 			pkl, root = e, dir+"/"
 		case strings.HasPrefix(base, "code/"):
@@ -105,54 +98,41 @@ func (f *File) readZip(size int64) error {
 		return zcerr.New(zcerr.Invalid, "the zip archive has no data.pkl: it was not made by torch.save")
 	}
 	spans := map[string]span{}
-	for _, e := range z.File {
-		rest, inside := strings.CutPrefix(e.Name, root)
+	for _, e := range entries {
+		rest, inside := strings.CutPrefix(e.name, root)
 		key, isData := strings.CutPrefix(rest, "data/")
-		if !inside || (!isData && rest != "byteorder") {
+		if !inside || (!isData && rest != "byteorder" && rest != "data.pkl") {
 			continue
 		}
-		if e.Method != zip.Store || e.CompressedSize64 != e.UncompressedSize64 {
-			return zcerr.New(zcerr.Unsupported, "entry %s of the zip archive is compressed, and torch.save does not do that", e.Name).WithHint(convertHint)
+		if e.compressed {
+			return zcerr.New(zcerr.Unsupported, "entry %s of the zip archive is compressed, and torch.save does not do that", e.name).WithHint(convertHint)
 		}
-		start, err := e.DataOffset()
-		if err != nil {
-			return zcerr.New(zcerr.Invalid, "entry %s of the zip archive: %w", e.Name, err)
-		}
-		n := int64(e.UncompressedSize64)
-		if n < 0 || start < 0 || start > size || n > size-start {
-			return zcerr.New(zcerr.Invalid, "entry %s of the zip archive has %d bytes from %d on, the file ends at %d", e.Name, uint64(n), start, size).WithHint("download the file again")
-		}
-		if !isData {
-			order := make([]byte, min(n, 16))
-			if _, err := f.r.ReadAt(order, start); err != nil {
+		switch {
+		case rest == "byteorder":
+			order := make([]byte, min(e.size, 16))
+			if _, err := f.r.ReadAt(order, e.start); err != nil {
 				return err
 			}
 			if string(order) != "little" {
 				return zcerr.New(zcerr.Unsupported, "its bytes are in the order %q; little is supported", order)
 			}
-			continue
+		case isData:
+			if _, dup := spans[key]; dup {
+				return zcerr.New(zcerr.Invalid, "the zip archive has %s twice", e.name)
+			}
+			spans[key] = span{e.start, e.size}
+			f.entries = append(f.entries, e)
 		}
-		if _, dup := spans[key]; dup {
-			return zcerr.New(zcerr.Invalid, "the zip archive has %s twice", e.Name)
-		}
-		spans[key] = span{start, n}
-		f.entries = append(f.entries, entry{e.Name, start, n, e.CRC32})
 	}
-	if pkl.UncompressedSize64 > maxPickle {
-		return zcerr.New(zcerr.Invalid, "%s has %d bytes, at most %d are read", pkl.Name, pkl.UncompressedSize64, maxPickle)
+	if pkl.size > maxPickle {
+		return zcerr.New(zcerr.Invalid, "%s has %d bytes, at most %d are read", pkl.name, pkl.size, maxPickle)
 	}
-	in, err := pkl.Open()
-	if err != nil {
-		return zcerr.New(zcerr.Invalid, "%s: %w", pkl.Name, err)
-	}
-	defer in.Close()
-	m := newMachine(in, int64(pkl.UncompressedSize64))
-	v, err := m.run()
-	if err != nil {
+	if err := f.verify(context.Background(), *pkl, make([]byte, 64<<10)); err != nil {
 		return err
 	}
-	if _, err := io.Copy(io.Discard, m.in); err != nil { // to the end, where its checksum is compared
-		return zcerr.New(zcerr.Invalid, "%s: %w", pkl.Name, err).WithHint("download the file again")
+	v, err := newMachine(io.NewSectionReader(f.r, pkl.start, pkl.size), pkl.size).run()
+	if err != nil {
+		return err
 	}
 	return f.place(v, spans)
 }
@@ -335,24 +315,26 @@ func (f *File) Verify(ctx context.Context) error {
 	sort.Slice(entries, func(i, j int) bool { return entries[i].size > entries[j].size }) // so that none is left for the end
 	return parallel.Each(ctx, runtime.GOMAXPROCS(0), len(entries), func(ctx context.Context) func(int) error {
 		buf := make([]byte, 256<<10)
-		return func(i int) error {
-			e := entries[i]
-			sum := uint32(0)
-			for at := int64(0); at < e.size; {
-				b := buf[:min(int64(len(buf)), e.size-at)]
-				if n, err := f.r.ReadAt(b, e.start+at); n < len(b) {
-					return fmt.Errorf("read %s: %w", e.name, err)
-				}
-				sum = crc32.Update(sum, crc32.IEEETable, b)
-				at += int64(len(b))
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-			}
-			if sum != e.crc {
-				return zcerr.New(zcerr.Invalid, "%s has the checksum %08x, the zip archive says %08x: it is damaged", e.name, sum, e.crc).WithHint("download the file again")
-			}
-			return nil
-		}
+		return func(i int) error { return f.verify(ctx, entries[i], buf) }
 	})
+}
+
+// verify reads an entry through buf and compares its checksum.
+func (f *File) verify(ctx context.Context, e entry, buf []byte) error {
+	sum := uint32(0)
+	for at := int64(0); at < e.size; {
+		b := buf[:min(int64(len(buf)), e.size-at)]
+		if n, err := f.r.ReadAt(b, e.start+at); n < len(b) {
+			return fmt.Errorf("read %s: %w", e.name, err)
+		}
+		sum = crc32.Update(sum, crc32.IEEETable, b)
+		at += int64(len(b))
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	if sum != e.crc {
+		return zcerr.New(zcerr.Invalid, "%s has the checksum %08x, the zip archive says %08x: it is damaged", e.name, sum, e.crc).WithHint("download the file again")
+	}
+	return nil
 }
