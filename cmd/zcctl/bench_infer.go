@@ -24,6 +24,9 @@ const benchInferHelp = `infer measures forward passes of a stored encoder, on th
 a second, GF/s of the matrix work in the median pass and in the best, and the former's share of a probe that does nothing but multiply and add in registers.
 The probe runs before and after each row, and the row again when the two differ by more than 3 %.
 
+READ is the share of the memory's read bandwidth, measured before the first row, at which the weights of products would have to be
+read, were they in no cache.
+
 --ops says what each kind of op takes of a pass.`
 
 const benchInferExample = `  zcctl bench infer minilm --threads 1
@@ -108,7 +111,7 @@ func benchInferCmd(a *app) *cobra.Command {
 func (a *app) benchInfer(ctx context.Context, f bench.Infer, out *benchInferOutput) error {
 	if !a.json() {
 		a.talk("%s, %s, %s, %s", out.Ref, out.Form, out.Tier, count(out.Threads, "thread"))
-		fmt.Fprintf(a.stdout, "%-8s %6s %10s %10s %10s %8s %8s %8s %6s %6s\n", "SHAPE", "PASSES", "MS", "TEXTS/s", "TOKENS/s", "GF/s", "BEST", "PEAK", "SHARE", "DRIFT")
+		fmt.Fprintf(a.stdout, "%-8s %6s %10s %10s %10s %8s %8s %8s %6s %6s %6s\n", "SHAPE", "PASSES", "MS", "TEXTS/s", "TOKENS/s", "GF/s", "BEST", "PEAK", "SHARE", "READ", "DRIFT")
 	}
 	err := f.Run(ctx, func(r bench.Forward) error {
 		out.Rows = append(out.Rows, r)
@@ -124,15 +127,15 @@ func (a *app) benchInfer(ctx context.Context, f bench.Infer, out *benchInferOutp
 }
 
 func showForward(a *app, r bench.Forward) error {
-	share, drift, note := "-", "-", ""
+	share, read, drift, note := "-", "-", "-", ""
 	if r.Peak > 0 {
-		share, drift = fmt.Sprintf("%.1f%%", 100*r.Share), fmt.Sprintf("%.1f%%", 100*r.Drift)
+		share, read, drift = fmt.Sprintf("%.1f%%", 100*r.Share), fmt.Sprintf("%.1f%%", 100*r.OfRead), fmt.Sprintf("%.1f%%", 100*r.Drift)
 	}
 	if r.Unquiet {
 		note = fmt.Sprintf(" (the machine did not hold still in %d tries)", r.Tries)
 	}
-	_, err := fmt.Fprintf(a.stdout, "%-8s %6d %10.3f %10.1f %10.0f %8.1f %8.1f %8.1f %6s %6s%s\n",
-		r.Shape, r.Runs, r.Median*1e3, r.Texts, r.Tokens, r.Flops/1e9, r.Flops/1e9*r.Median/r.Best, r.Peak/1e9, share, drift, note)
+	_, err := fmt.Fprintf(a.stdout, "%-8s %6d %10.3f %10.1f %10.0f %8.1f %8.1f %8.1f %6s %6s %6s%s\n",
+		r.Shape, r.Runs, r.Median*1e3, r.Texts, r.Tokens, r.Flops/1e9, r.Flops/1e9*r.Median/r.Best, r.Peak/1e9, share, read, drift, note)
 	for _, o := range r.Ops {
 		if err == nil {
 			_, err = fmt.Fprintf(a.stdout, "  %-24s %5.0f calls %10.3f ms %5.1f%%\n", o.Op, o.Calls, o.Secs*1e3, 100*o.Share)

@@ -22,6 +22,8 @@ type Infer struct {
 	Window time.Duration // for each row
 	Tries  int           // how often a row is measured again when the machine did not hold still
 	Ops    *Ops          // what the device watches with; nil: no times of single ops
+
+	reads float64 // bytes a second, from memory
 }
 
 // Shape is texts of one length.
@@ -37,10 +39,12 @@ type Forward struct {
 	Best    float64  `json:"best_secs"`
 	Texts   float64  `json:"texts_per_sec"`
 	Tokens  float64  `json:"tokens_per_sec"`
-	Flops   float64  `json:"flops"` // a second, of the matrix work alone, in the median
-	Peak    float64  `json:"peak"`  // of all threads: multiply-adds on registers. 0: the tier has no probe
-	Share   float64  `json:"share"` // of the peak
-	Drift   float64  `json:"drift"` // by how much the probes before and after differ
+	Flops   float64  `json:"flops"`      // a second, of the matrix work alone, in the median
+	Peak    float64  `json:"peak"`       // of all threads: multiply-adds on registers. 0: the tier has no probe
+	Share   float64  `json:"share"`      // of the peak
+	Drift   float64  `json:"drift"`      // by how much the probes before and after differ
+	Read    float64  `json:"read"`       // bytes of the weights of products a second, as if read for each part of a batch
+	OfRead  float64  `json:"read_share"` // of what the threads read from memory when they do nothing else
 	Tries   int      `json:"tries"`
 	Unquiet bool     `json:"unquiet"` // they differ by more than MaxDrift, after all tries
 	Ops     []OpTime `json:"ops,omitempty"`
@@ -90,6 +94,12 @@ func (o *Ops) perPass(passes int, total time.Duration) []OpTime {
 
 // Run measures row by row and calls emit with each.
 func (f Infer) Run(ctx context.Context, emit func(Forward) error) error {
+	if d, ok := f.Model.Device().(*cpu.Device); ok {
+		cold := make([]float32, coldBytes/4)
+		for range 4 { // the first has the page faults
+			f.reads = max(f.reads, d.ReadBandwidth(cold))
+		}
+	}
 	for _, s := range f.Shapes {
 		row, err := f.forward(ctx, s)
 		if err != nil {
@@ -108,6 +118,19 @@ func (f Infer) work(s Shape) float64 {
 	h, inner := float64(c.HiddenSize), float64(c.IntermediateSize)
 	perToken := 8*h*h + 4*h*inner + 4*float64(s.Tokens)*h
 	return float64(s.Texts*s.Tokens) * float64(c.NumHiddenLayers) * perToken
+}
+
+// weights is the size in bytes of what a pass multiplies with, in the model's form.
+func (f Infer) weights() float64 {
+	c := f.Model.Config()
+	h, inner, size := float64(c.HiddenSize), float64(c.IntermediateSize), 4.0
+	switch f.Form {
+	case pack.BF16:
+		size = 2
+	case pack.Int8:
+		size = 1
+	}
+	return float64(c.NumHiddenLayers) * (4*h*h + 2*h*inner) * size
 }
 
 // batch is texts whose tokens are spread over the vocabulary.
@@ -159,11 +182,12 @@ func (f Infer) forward(ctx context.Context, s Shape) (Forward, error) {
 		row.Runs, row.Best, row.Median = len(runs), runs[0], runs[len(runs)/2]
 		row.Texts, row.Tokens = float64(s.Texts)/row.Median, float64(s.Texts*s.Tokens)/row.Median
 		row.Flops = f.work(s) / row.Median
+		row.Read = f.weights() * float64((s.Texts*s.Tokens+bert.Together-1)/bert.Together) / row.Median
 		row.Peak = (before + after) / 2
 		if row.Peak == 0 {
 			return row, nil
 		}
-		row.Share = row.Flops / row.Peak
+		row.Share, row.OfRead = row.Flops/row.Peak, row.Read/f.reads
 		row.Drift = max(before, after)/min(before, after) - 1
 		row.Unquiet = row.Drift > MaxDrift
 		if !row.Unquiet || row.Tries >= f.Tries {

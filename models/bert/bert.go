@@ -270,13 +270,13 @@ type part struct {
 	seqs gpu.Ragged
 }
 
-// together is about how many tokens go through a layer together: enough to keep the kernels busy, and few enough that what a
+// Together is about how many tokens go through a layer together: enough to keep the kernels busy, and few enough that what a
 // layer needs for them stays in a cache, and memory small whatever the batch.
-const together = 512
+const Together = 512
 
 // divide makes parts of about the same size of the texts.
 func (p *pass) divide(b *Batch) {
-	n := (len(b.IDs) + together - 1) / together
+	n := (len(b.IDs) + Together - 1) / Together
 	if n <= 1 {
 		p.parts = append(p.parts[:0], part{0, p.seqs})
 		return
