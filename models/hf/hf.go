@@ -27,7 +27,8 @@ type Import struct {
 	Kind  string   // "text": a pipeline; "tensors": a bare file of weights
 	Notes []string // what was seen and left alone, for people
 
-	files []*os.File
+	files  []*os.File
+	tables []byte // of the tokenizer, so that it is read once
 }
 
 // Close closes the files. The draft must not be used any more.

@@ -105,6 +105,7 @@ func (im *Import) tokenizer(root *manifest.Node, dir string, c *config, cfg *tex
 	if err != nil {
 		return zcerr.New(tokenizerKind(err), "%s/%w", dir, err) // it begins with the file's name
 	}
+	im.tables = tok.Compiled()
 	if n := tok.VocabSize(); c.VocabSize > 0 && n > c.VocabSize {
 		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.VocabSize)
 	}

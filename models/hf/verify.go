@@ -10,6 +10,7 @@ import (
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/models"
 	"github.com/zcstore/zcstore/models/manifest"
+	"github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -115,6 +116,14 @@ func (s *draftSource) Value(name string) ([]byte, bool) {
 		return n.Value, true
 	}
 	return nil, false
+}
+
+// Tables implements models.TableSource.
+func (s *draftSource) Tables(name string) ([]byte, error) {
+	if name == text.PartTokenizer {
+		return s.im.tables, nil
+	}
+	return nil, nil
 }
 
 func (s *draftSource) ChildNames() []string {

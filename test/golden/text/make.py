@@ -45,13 +45,13 @@ def config(**more):
                       max_position_embeddings=64, initializer_range=0.35, hidden_dropout_prob=0, attention_probs_dropout_prob=0, **more)
 
 
-def make(cls, folder, seed, wide=1.0, **more):
+def make(cls, folder, seed, wide=1.0, noise=0.2, **more):
     torch.manual_seed(seed)
     m = cls(config(**more)).eval()
     with torch.no_grad():
         for n, p in m.named_parameters():
             if "LayerNorm" in n or n.endswith("bias"):
-                p.add_(0.2 * torch.randn_like(p))
+                p.add_(noise * torch.randn_like(p))
             if n.startswith(("classifier", "qa_outputs")):
                 p.mul_(wide)
     m.save_pretrained(folder)
@@ -92,8 +92,8 @@ head("one", BertForSequenceClassification, 5, "text-classification", classify, w
 
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 tags = dict(id2label=dict(enumerate(TAGS)), label2id={n: i for i, n in enumerate(TAGS)})
-head("tags", BertForTokenClassification, 6, "token-classification",
-     lambda p: {s: [p(t, aggregation_strategy=s) if t else [] for t in TEXTS] for s in ("none", "simple", "first", "average", "max")}, wide=2, **tags)
+head("tags", BertForTokenClassification, 44, "token-classification",
+     lambda p: {s: [p(t, aggregation_strategy=s) if t else [] for t in TEXTS] for s in ("none", "simple", "first", "average", "max")}, wide=2, noise=0, **tags)
 
 
 def answers(p):
@@ -101,7 +101,7 @@ def answers(p):
     for q in QUESTIONS:
         for context in (CONTEXT, CONTEXT[:80]):
             for args in (dict(), dict(top_k=4), dict(max_seq_len=32, doc_stride=8, top_k=3, max_answer_len=6),
-                         dict(handle_impossible_answer=True, top_k=2), dict(align_to_words=False, top_k=3)):
+                         dict(handle_impossible_answer=True, top_k=2), dict(handle_impossible_answer=True, top_k=25), dict(align_to_words=False, top_k=3)):
                 got = p(question=q, context=context, **args)
                 out.append({"question": q, "context": context, "args": args, "answers": got if isinstance(got, list) else [got]})
     return out
