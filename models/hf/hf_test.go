@@ -204,7 +204,6 @@ func (d modelDir) seal() *manifest.Sealed {
 type heap struct {
 	draftSource
 	views []tensor.View
-	im    *Import
 }
 
 func (h *heap) Config(into any) error { return json.Unmarshal(h.n.Config, into) }
@@ -222,13 +221,13 @@ func (h *heap) Tensor(name string, _ tensor.Shape) (tensor.View, tensor.Role, er
 
 func (h *heap) Child(name string) (models.Module, error) {
 	n := h.item(name)
-	return models.Build(n.Impl, &heap{draftSource: draftSource{n: n, path: name}, views: h.views, im: h.im})
+	return models.Build(n.Impl, &heap{draftSource: draftSource{im: h.im, n: n, path: name}, views: h.views})
 }
 
 func (d modelDir) build() *text.Pipeline {
 	d.t.Helper()
 	im := d.open()
-	h := &heap{draftSource: draftSource{n: im.Draft.Root}, im: im}
+	h := &heap{draftSource: draftSource{im: im, n: im.Draft.Root}}
 	for _, dt := range im.Draft.Tensors {
 		b, err := tensor.SizeBytes(dt.DType, dt.Shape)
 		d.check(err)
