@@ -97,6 +97,9 @@ func (s *Store) AttachAs(target string, h Holder, ask Ask) (l *Lease, files []*o
 		}
 		l, files, err = s.attachResident(r, h, ask)
 	}
+	if errors.As(err, new(*rawError)) {
+		err = zcerr.New(zcerr.NoSpace, "%w", err).WithHint("try again; 'zcctl status' says what memory is used for")
+	}
 	return l, files, err
 }
 

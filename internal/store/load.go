@@ -39,11 +39,17 @@ func (s *Store) loadVersion(d manifest.Digest) error {
 	s.mu.Unlock()
 	start := time.Now()
 	l.err = explainDisk(s.readVersion(s.life, e.v))
+	if errors.Is(l.err, zcerr.Corrupt) {
+		s.lockNames() // until a removal that is under way is over
+		if s.disk[d] == e {
+			s.lost[d] = l.err // until a put repairs it, nobody reads it again in vain
+		} else {
+			l.err = nil // it was removed while it was read, and its blobs with it: the caller looks again
+		}
+		s.unlockNames()
+	}
 	s.mu.Lock()
 	delete(s.loads, d)
-	if errors.Is(l.err, zcerr.Corrupt) && s.disk[d] != nil {
-		s.lost[d] = l.err // until a put repairs it, nobody reads it again in vain
-	}
 	s.mu.Unlock()
 	if l.err == nil {
 		s.log.Info("loaded from disk", zap.Stringer("digest", d), zap.Uint64("bytes", e.v.Bytes), zap.Duration("dur", time.Since(start)))

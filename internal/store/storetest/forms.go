@@ -3,8 +3,10 @@ package storetest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -449,6 +451,87 @@ func formDamaged(t *testing.T, start Start) {
 	packedRight(t, h, Weights()...)
 	h.Release()
 	Settled(t, s)
+}
+
+// formsByMany: puts, removals and attaches in all forms of versions that share weights, in a budget that has no room for all.
+// Whatever happens, what somebody holds is right, and at the end everything is accounted for.
+func formsByMany(t *testing.T, start Start) {
+	s, stop := start(t, Options{Dir: Dir(t), MaxBytes: 500 << 10})
+	t.Cleanup(stop)
+	versions := make([][]Weight, 3)
+	for i := range versions {
+		versions[i] = Weights()
+		versions[i][2].Seed = uint64(60 + i)
+	}
+	var wg sync.WaitGroup
+	var attached, full atomic.Int64
+	for g := range 6 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(g), 2))
+			for range 40 {
+				i := rng.IntN(len(versions))
+				name := fmt.Sprintf("m%d", i)
+				switch rng.IntN(6) {
+				case 0:
+					if _, err := s.Remove(name, true); err != nil && !errors.Is(err, zcerr.NotFound) {
+						t.Error(err)
+					}
+				case 1:
+					_, err := s.Put(name, false, WeightsDraft(tinyTokenizer, versions[i]...))
+					if errors.Is(err, zcerr.NoSpace) {
+						full.Add(1)
+					} else if err != nil && !errors.Is(err, zcerr.Conflict) {
+						t.Error(err)
+					}
+				default:
+					ask := store.Ask{Form: derive.Weights[rng.IntN(4)], Tokenizers: rng.IntN(2) == 0}
+					h, err := s.AttachAs(name, ask)
+					switch {
+					case errors.Is(err, zcerr.NoSpace):
+						full.Add(1)
+						continue
+					case errors.Is(err, zcerr.NotFound):
+						continue
+					case err != nil:
+						t.Error(err)
+						continue
+					}
+					attached.Add(1)
+					if h.Form != ask.Form || (h.Derived[derive.TokenizerName] != nil) != ask.Tokenizers {
+						t.Errorf("asked %v, got %s and %d things that were made", ask, h.Form, len(h.Derived))
+					}
+					delete(h.Derived, derive.TokenizerName)
+					switch h.Form {
+					case derive.Packed:
+						packedRight(t, h, versions[i]...)
+					case derive.Plain:
+						if len(h.Derived) > 0 {
+							t.Error("something was made for the plain form")
+						}
+					default:
+						if len(h.Derived) != 4 {
+							t.Errorf("%d things were made for %s", len(h.Derived), h.Form)
+						}
+					}
+					h.Release()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	Settled(t, s)
+	t.Logf("%d attached, %d times there was no room", attached.Load(), full.Load())
+	if attached.Load() < 10 {
+		t.Error("too few attaches succeeded for this to say anything")
+	}
+	for i := range versions {
+		if _, err := s.Remove(fmt.Sprintf("m%d", i), true); err != nil && !errors.Is(err, zcerr.NotFound) {
+			t.Error(err)
+		}
+	}
+	if st := must(s.Status())(t, "status"); st.Used != 0 || st.Segments != 0 || len(st.Forms) != 0 {
+		t.Errorf("left behind: %+v", st)
+	}
 }
 
 // tagForms: a default form belongs to the tag. It stays when the tag moves, until another one is named.

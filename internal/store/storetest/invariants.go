@@ -43,9 +43,9 @@ func Accounts(s Store) error {
 		made += f.Versions
 	}
 	// A version that is not served keeps its table, when it has one, until it is put again or removed.
-	if blocks != st.Used && st.Damaged == 0 || files < st.Segments+st.Versions+made || files > st.Segments+st.Versions+made+st.Damaged {
+	if blocks != st.Used && st.Damaged == 0 || files < st.Segments+st.Versions-st.Cold+made || files > st.Segments+st.Versions-st.Cold+made+st.Damaged {
 		return fmt.Errorf("status says %d bytes in %d segments and %d tables (%d damaged) and %d of forms; the directory holds %d bytes in %d files",
-			st.Used, st.Segments, st.Versions, st.Damaged, made, blocks, files)
+			st.Used, st.Segments, st.Versions-st.Cold, st.Damaged, made, blocks, files)
 	}
 	if st.OpenPuts != 0 {
 		return fmt.Errorf("%d puts are still open", st.OpenPuts)

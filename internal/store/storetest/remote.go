@@ -186,7 +186,7 @@ func (r Remote) Status() (store.Status, error) {
 			Used: s.UsedBytes, Overhead: s.OverheadBytes, Held: s.HeldAfterDeleteBytes, Reserved: s.ReservedBytes,
 			Orphaned: s.OrphanedBytes, OwnMount: s.OwnMount,
 		},
-		Models: int(s.Models), Versions: int(s.Versions), Damaged: int(s.DamagedVersions),
+		Models: int(s.Models), Versions: int(s.Versions), Damaged: int(s.DamagedVersions), Cold: int(s.ColdVersions),
 		Segments: int(s.Segments), Leases: int(s.Leases), OpenPuts: int(s.OpenPuts), BudgetBytes: s.BudgetBytes,
 	}, nil
 }

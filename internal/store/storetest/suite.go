@@ -68,6 +68,7 @@ func Run(t *testing.T, start Start, except ...string) {
 		{"forms and rm", formsAndRemove},
 		{"forms and a restart", formsAndRestart},
 		{"a form that is damaged", formDamaged},
+		{"forms by many at once", formsByMany},
 		{"default forms of tags", tagForms},
 	} {
 		if slices.Contains(except, c.name) {
