@@ -127,11 +127,11 @@ func (m Matrix) overlaps(o Matrix) bool {
 	if m.Stride != o.Stride {
 		return true
 	}
-	a, b := m.Off%m.Stride, o.Off%o.Stride // columns of one wider matrix, side by side
-	if a+m.Cols <= m.Stride && b+o.Cols <= m.Stride {
-		return a < b+o.Cols && b < a+m.Cols
+	between := (o.Off - m.Off) % m.Stride // columns of one wider matrix, side by side, wherever that begins
+	if between < 0 {
+		between += m.Stride
 	}
-	return true
+	return between < m.Cols || between+o.Cols > m.Stride
 }
 
 // same reports whether the two are the same elements in the same places.
@@ -251,6 +251,7 @@ type Queue interface {
 	Softmax(dst, x Matrix)
 	Attention(dst, q, k, v Matrix, a Attention)
 	Rotate(dst, x, cos, sin Matrix, heads int)
+	Unfold(dst, x Matrix, kernel int, seqs Ragged)
 	Gather(dst Matrix, tables []Lookup)
 	Pick(dst, x, rows Matrix)
 	MeanPool(dst, x Matrix, seqs Ragged)

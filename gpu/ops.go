@@ -373,6 +373,23 @@ func (s *Stream) Rotate(dst, x, cos, sin Matrix, heads int) {
 	}
 }
 
+// Unfold writes beside each token its neighbours, for a convolution: x [tokens, cols], dst [tokens, cols*kernel], column
+// c*kernel+j of a token being column c of the one that is j-kernel/2 places behind it. It is zero where the sequence has no
+// such token or the mask hides it. kernel is odd; dst shares no memory with x.
+func (s *Stream) Unfold(dst, x Matrix, kernel int, seqs Ragged) {
+	const op = "unfold"
+	if !s.float(op, "x", x) {
+		return
+	}
+	if kernel <= 0 || kernel%2 == 0 || kernel > math.MaxInt32/max(x.Cols, 1) {
+		s.refuse(op, ErrShape, fmt.Sprintf("a kernel of %d", kernel), x.operand("x"))
+		return
+	}
+	if s.shaped(op, "dst", dst, x, x.Rows, x.Cols*kernel) && s.apart(op, dst, x, false) && s.ragged(op, seqs, x) {
+		s.q.Unfold(dst, x, kernel, seqs)
+	}
+}
+
 // Gather writes the sum, over the tables and in their order, of the rows that the ids name: dst [rows, K]. An id that
 // is no row is an error of kind ErrIndex at Sync; callers who know better say so before.
 func (s *Stream) Gather(dst Matrix, tables []Lookup) {

@@ -16,7 +16,7 @@ import (
 	"github.com/zcstore/zcstore/client/text"
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/golden"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/tokenizer"
 )
@@ -184,7 +184,7 @@ type benchArgs struct{ Socket, Dir string }
 type benchActor struct {
 	c     *client.Client
 	tok   func([]string) ([]*tokenizer.Encoding, error)
-	model *bert.Model
+	model *encoder.Model
 }
 
 var benchDef = worker.Define("e2e.bench", func(ctx context.Context, a benchArgs) (worker.Actor[[]string, time.Duration], error) {
@@ -198,7 +198,7 @@ var benchDef = worker.Define("e2e.bench", func(ctx context.Context, a benchArgs)
 		if err != nil {
 			return nil, err
 		}
-		w.tok, w.model = p.Tokenize, p.Model().(*bert.Model)
+		w.tok, w.model = p.Tokenize, p.Model().(*encoder.Model)
 		return w, nil
 	}
 	return w, w.private(a.Dir)
@@ -210,7 +210,7 @@ func (w *benchActor) private(dir string) error {
 	if err != nil {
 		return err
 	}
-	c, err := bert.ParseConfig(config)
+	c, err := encoder.ParseConfig(config)
 	if err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (w *benchActor) private(dir string) error {
 	if err != nil {
 		return err
 	}
-	if w.model, err = bert.Load(nn.Default(), c, bert.Views(views)); err != nil {
+	if w.model, err = encoder.Load(nn.Default(), c, encoder.Views(views)); err != nil {
 		return err
 	}
 	file, err := os.ReadFile(filepath.Join(dir, "tokenizer.json"))
@@ -245,7 +245,7 @@ func (w *benchActor) Call(ctx context.Context, texts []string) (time.Duration, e
 		ids = append(ids, e.IDs)
 	}
 	vectors := make([]float32, len(texts)*384)
-	err = w.model.Embed(ctx, vectors, bert.NewBatch(ids))
+	err = w.model.Embed(ctx, vectors, encoder.NewBatch(ids))
 	return time.Since(begin), err
 }
 

@@ -16,18 +16,18 @@ import (
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/internal/procmem"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
 // bertBase is an encoder of BERT-base's size, of random weights: 420 MB.
-func bertBase(b *testing.B) *bert.Model {
-	c, err := bert.ParseConfig([]byte(`{"architectures":["BertModel"],"max_position_embeddings":512}`))
+func bertBase(b *testing.B) *encoder.Model {
+	c, err := encoder.ParseConfig([]byte(`{"architectures":["BertModel"],"max_position_embeddings":512}`))
 	must(b, err)
 	r := rand.New(rand.NewPCG(1, 2))
-	views := bert.Views{}
+	views := encoder.Views{}
 	add := func(name string, shape ...int) {
 		n, _ := tensor.Shape(shape).Elements()
 		f := make([]float32, n)
@@ -38,7 +38,8 @@ func bertBase(b *testing.B) *bert.Model {
 		must(b, err)
 		views[name] = v
 	}
-	h, inner := c.HiddenSize, c.IntermediateSize
+	z := c.Sizes()
+	h, inner := z.Hidden, z.Intermediate
 	layer := func(name string, out, in int) {
 		add(name+".weight", out, in)
 		add(name+".bias", out)
@@ -47,11 +48,11 @@ func bertBase(b *testing.B) *bert.Model {
 		add(name+".weight", h)
 		add(name+".bias", h)
 	}
-	add("embeddings.word_embeddings.weight", c.VocabSize, h)
-	add("embeddings.position_embeddings.weight", c.MaxPositionEmbeddings, h)
-	add("embeddings.token_type_embeddings.weight", c.TypeVocabSize, h)
+	add("embeddings.word_embeddings.weight", z.Vocab, h)
+	add("embeddings.position_embeddings.weight", z.Positions, h)
+	add("embeddings.token_type_embeddings.weight", z.Types, h)
 	norm("embeddings.LayerNorm")
-	for i := range c.NumHiddenLayers {
+	for i := range z.Layers {
 		at := fmt.Sprintf("encoder.layer.%d", i)
 		for _, n := range []string{"query", "key", "value"} {
 			layer(at+".attention.self."+n, h, h)
@@ -62,7 +63,7 @@ func bertBase(b *testing.B) *bert.Model {
 		layer(at+".output.dense", h, inner)
 		norm(at + ".output.LayerNorm")
 	}
-	m, err := bert.Load(nn.Default(), c, views)
+	m, err := encoder.Load(nn.Default(), c, views)
 	must(b, err)
 	return m
 }
@@ -82,7 +83,7 @@ type eightAnswer struct {
 type eightActor struct {
 	c *client.Client
 	m *client.Model
-	e *bert.Model
+	e *encoder.Model
 }
 
 var eight = worker.Define("e2e.eight", func(ctx context.Context, a eightArgs) (worker.Actor[[2]int, eightAnswer], error) {
@@ -105,7 +106,7 @@ var eight = worker.Define("e2e.eight", func(ctx context.Context, a eightArgs) (w
 	if err != nil {
 		return nil, err
 	}
-	w.e = mod.(*bert.Model)
+	w.e = mod.(*encoder.Model)
 	return w, nil
 })
 
@@ -120,9 +121,9 @@ func (w *eightActor) Call(ctx context.Context, shape [2]int) (out eightAnswer, e
 			ids[i][j] = int32((i*shape[1] + j) * 7919 % 30522)
 		}
 	}
-	dst := make([]float32, shape[0]*w.e.Config().HiddenSize)
+	dst := make([]float32, shape[0]*w.e.Sizes().Hidden)
 	begin := time.Now()
-	if err := w.e.Embed(ctx, dst, bert.NewBatch(ids)); err != nil {
+	if err := w.e.Embed(ctx, dst, encoder.NewBatch(ids)); err != nil {
 		return out, err
 	}
 	out.Took = time.Since(begin)

@@ -17,7 +17,7 @@ import (
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/internal/golden"
 	"github.com/zcstore/zcstore/internal/testrace"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/hf"
 	"github.com/zcstore/zcstore/models/safetensors"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -116,7 +116,7 @@ func (w *textActor) probe(ctx context.Context, probes []string, a *textAnswer) e
 		return err
 	}
 	for i, e := range enc {
-		d, err := w.hidden(ctx, g, fmt.Sprintf("single.%d.hidden.", i), bert.NewBatch([][]int32{e.IDs}))
+		d, err := w.hidden(ctx, g, fmt.Sprintf("single.%d.hidden.", i), encoder.NewBatch([][]int32{e.IDs}))
 		if err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func (w *textActor) probe(ctx context.Context, probes []string, a *textAnswer) e
 	if len(ids) != len(probes)*width {
 		return fmt.Errorf("%d ids in a batch of %d texts, %d wide", len(ids), len(probes), width)
 	}
-	b := bert.Batch{Starts: []int{0}}
+	b := encoder.Batch{Starts: []int{0}}
 	for i := range ids {
 		b.IDs, b.Mask = append(b.IDs, int32(ids[i])), append(b.Mask, int32(mask[i]))
 	}
@@ -146,8 +146,8 @@ func (w *textActor) probe(ctx context.Context, probes []string, a *textAnswer) e
 }
 
 // hidden is the largest difference of the states after all layers of a batch, where its mask is 1.
-func (w *textActor) hidden(ctx context.Context, g map[string]tensor.View, name string, b bert.Batch) (float64, error) {
-	states, err := w.p.Model().(*bert.Model).HiddenStates(ctx, b)
+func (w *textActor) hidden(ctx context.Context, g map[string]tensor.View, name string, b encoder.Batch) (float64, error) {
+	states, err := w.p.Model().(*encoder.Model).HiddenStates(ctx, b)
 	if err != nil {
 		return 0, err
 	}

@@ -6,7 +6,7 @@ import (
 
 	"github.com/zcstore/zcstore/client/pipeline"
 	"github.com/zcstore/zcstore/internal/golden"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/safetensors"
 	models "github.com/zcstore/zcstore/models/text"
@@ -42,7 +42,7 @@ func TestCompose(t *testing.T) {
 	dir := golden.Path(t, "textclass")
 	type classifier struct {
 		Tokenizer  *models.Tokenizer
-		Encoder    *bert.Model
+		Encoder    *encoder.Model
 		Classifier *nn.Linear
 		Softmax    *nn.Softmax
 	}
@@ -50,11 +50,11 @@ func TestCompose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := bert.ParseConfig(file(t, dir+"/bert/config.json"))
+	config, err := encoder.ParseConfig(file(t, dir+"/bert/config.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	encoder, err := bert.Load(nn.Default(), config, bert.Views(views(t, dir+"/bert/model.safetensors")))
+	encoder, err := encoder.Load(nn.Default(), config, encoder.Views(views(t, dir+"/bert/model.safetensors")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/internal/bench"
-	"github.com/zcstore/zcstore/models/bert"
 	"github.com/zcstore/zcstore/models/derive"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/pack"
 	"github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -158,7 +158,7 @@ func shapesOf(words []string) ([]bench.Shape, error) {
 }
 
 // encoderOf rebuilds what is stored on a device and gives its encoder.
-func encoderOf(m *client.Model, d gpu.Device) (*bert.Model, error) {
+func encoderOf(m *client.Model, d gpu.Device) (*encoder.Model, error) {
 	mod, err := pipeline.Build(m, pipeline.LoadOptions{Device: d})
 	if err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func encoderOf(m *client.Model, d gpu.Device) (*bert.Model, error) {
 	if p, ok := mod.(*text.Pipeline); ok {
 		mod = p.Model()
 	}
-	if m, ok := mod.(*bert.Model); ok {
+	if m, ok := mod.(*encoder.Model); ok {
 		return m, nil
 	}
 	kind := mod.Spec().Kind

@@ -6,7 +6,7 @@ import (
 	"maps"
 	"strings"
 
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/shm/tensor"
@@ -23,11 +23,10 @@ func trained() (p *TextClassifier, texts []string, want [][]float32) {
 		panic(err)
 	}
 	maps.DeleteFunc(weights, func(name string, _ tensor.View) bool { return strings.HasPrefix(name, "classifier.") })
-	config := must(bert.ParseConfig(must(golden.Files.ReadFile("intents/config.json"))))
-	config.Architectures = []string{"BertModel"}
+	config := must(must(encoder.ParseConfig(must(golden.Files.ReadFile("intents/config.json")))).For(encoder.Base))
 	p = &TextClassifier{
 		Tokenizer: must(text.NewTokenizer(must(golden.Files.ReadFile("intents/tokenizer.json")), 48)),
-		Encoder:   must(bert.Load(nn.Default(), config, bert.Views(weights))),
+		Encoder:   must(encoder.Load(nn.Default(), config, encoder.Views(weights))),
 		Head:      nn.NewSequential(linear, nn.NewSoftmax()),
 	}
 	for dec := json.NewDecoder(bytes.NewReader(must(golden.Files.ReadFile("intents/golden.jsonl")))); dec.More(); {

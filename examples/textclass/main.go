@@ -11,7 +11,7 @@ import (
 	"github.com/zcstore/zcstore/client/pipeline"
 	"github.com/zcstore/zcstore/client/worker"
 	"github.com/zcstore/zcstore/examples/internal/show"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/text"
 )
@@ -19,7 +19,7 @@ import (
 // TextClassifier is a pipeline: its parts with weights, and its tokenizer, are shared by all workers.
 type TextClassifier struct {
 	Tokenizer *text.Tokenizer
-	Encoder   *bert.Model
+	Encoder   *encoder.Model
 	Head      *nn.Sequential // a linear layer [labels, hidden], and softmax
 }
 

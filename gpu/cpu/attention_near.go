@@ -124,3 +124,30 @@ func (q *queue) Rotate(dst, x, cos, sin gpu.Matrix, heads int) {
 		}
 	}))
 }
+
+// Unfold implements gpu.Queue.
+func (q *queue) Unfold(dst, x gpu.Matrix, kernel int, seqs gpu.Ragged) {
+	ds, xs, offsets := floats(dst), floats(x), int32s(floats(seqs.Offsets))
+	var mask []int32
+	if seqs.Mask.Buf != nil {
+		mask = int32s(floats(seqs.Mask))
+	}
+	q.parallel(seqs.Seqs, dst.Rows*dst.Cols, each(func(seq int, _ *scratch) {
+		from, to := int(offsets[seq]), int(offsets[seq+1])
+		for i := from; i < to; i++ {
+			out := row(ds, dst, i)
+			for j := range kernel {
+				at := i + j - kernel/2
+				if at < from || at >= to || mask != nil && mask[at] == 0 {
+					for c := range x.Cols {
+						out[c*kernel+j] = 0
+					}
+					continue
+				}
+				for c, v := range row(xs, x, at) {
+					out[c*kernel+j] = v
+				}
+			}
+		}
+	}))
+}

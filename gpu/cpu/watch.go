@@ -70,6 +70,11 @@ func (w watched) Rotate(dst, x, cos, sin gpu.Matrix, heads int) {
 	w.queue.Rotate(dst, x, cos, sin, heads)
 }
 
+func (w watched) Unfold(dst, x gpu.Matrix, kernel int, seqs gpu.Ragged) {
+	defer w.since(time.Now(), gpu.Op{Name: "unfold"})
+	w.queue.Unfold(dst, x, kernel, seqs)
+}
+
 func (w watched) Gather(dst gpu.Matrix, tables []gpu.Lookup) {
 	defer w.since(time.Now(), gpu.Op{Name: "gather"})
 	w.queue.Gather(dst, tables)

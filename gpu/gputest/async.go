@@ -224,6 +224,10 @@ func (q *asyncQueue) Rotate(dst, x, cos, sin gpu.Matrix, heads int) {
 	q.later(func() { q.s.Rotate(in(dst), in(x), in(cos), in(sin), heads) })
 }
 
+func (q *asyncQueue) Unfold(dst, x gpu.Matrix, kernel int, seqs gpu.Ragged) {
+	q.later(func() { q.s.Unfold(in(dst), in(x), kernel, inSeqs(seqs)) })
+}
+
 func (q *asyncQueue) Gather(dst gpu.Matrix, tables []gpu.Lookup) {
 	tables = append([]gpu.Lookup(nil), tables...)
 	q.later(func() {

@@ -180,6 +180,7 @@ func Run(t *testing.T, dev gpu.Device) {
 	t.Run("rows", func(t *testing.T) { testRows(t, dev) })
 	t.Run("attention", func(t *testing.T) { testAttention(t, dev) })
 	t.Run("attention by distance", func(t *testing.T) { testDistances(t, dev) })
+	t.Run("unfold", func(t *testing.T) { testUnfold(t, dev) })
 	t.Run("rotate", func(t *testing.T) { testRotate(t, dev) })
 	t.Run("gather", func(t *testing.T) { testGather(t, dev) })
 	t.Run("sizes", func(t *testing.T) { testSizes(t, dev) })
@@ -556,6 +557,36 @@ func testDistances(t *testing.T, dev gpu.Device) {
 			a.Relative = gpu.Relative{IDs: b.ints([]int32{0, id, 0}), Keys: b.put(b.random(4, 4, 1), 0)}
 			b.s.Attention(dst, x, x, x, a)
 			b.wantError(gpu.ErrIndex, "attention")
+		})
+	}
+}
+
+func testUnfold(t *testing.T, dev gpu.Device) {
+	for _, kernel := range []int{1, 3, 7} {
+		t.Run(fmt.Sprint(kernel), func(t *testing.T) {
+			b := newBench(t, dev)
+			starts, mask := []int{0, 1, 1, 6, 20}, make([]int32, 20)
+			x := b.random(20, 5, 1)
+			for i := range mask {
+				if mask[i] = int32(boolInt(i%4 != 3)); mask[i] == 0 {
+					x.set(i, 2, math.NaN())
+				}
+			}
+			want := newAnswer(20, 5*kernel)
+			for s := range len(starts) - 1 {
+				for i := starts[s]; i < starts[s+1]; i++ {
+					for j := range kernel {
+						if at := i + j - kernel/2; at >= starts[s] && at < starts[s+1] && mask[at] != 0 {
+							for c := range 5 {
+								want.set(i, c*kernel+j, x.at(at, c), 0)
+							}
+						}
+					}
+				}
+			}
+			dst := b.room(20, 5*kernel, 2)
+			b.s.Unfold(dst, b.put(x, 1), kernel, b.s.Ragged(starts, mask))
+			b.check(dst, want)
 		})
 	}
 }

@@ -73,6 +73,8 @@ func testRefused(t *testing.T, dev gpu.Device) {
 		{"numbers", "attention", gpu.ErrShape, func() {
 			s.Attention(z, x, x, x, gpu.Attention{Heads: 2, Seqs: seqs(), Relative: gpu.Relative{IDs: s.I32(1), Keys: x}})
 		}},
+		{"even kernel", "unfold", gpu.ErrShape, func() { s.Unfold(z, x, 2, seqs()) }},
+		{"result", "unfold", gpu.ErrShape, func() { s.Unfold(z, x, 3, seqs()) }},
 		{"heads", "rotate", gpu.ErrShape, func() { s.Rotate(z, x, x, x, 3) }},
 		{"cosines", "rotate", gpu.ErrShape, func() { s.Rotate(z, x, y, y, 1) }},
 		{"starts fall", "ragged", gpu.ErrShape, func() { s.Ragged([]int{0, 2, 1}, nil) }},

@@ -10,13 +10,13 @@ import (
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/pack"
 )
 
 // Infer is what to measure of an encoder: forward passes that give the last hidden states of every token.
 type Infer struct {
-	Model  *bert.Model
+	Model  *encoder.Model
 	Form   pack.Form // of the weights, for the probe; 0 is plain
 	Shapes []Shape
 	Window time.Duration // for each row
@@ -114,30 +114,30 @@ func (f Infer) Run(ctx context.Context, emit func(Forward) error) error {
 
 // work is the multiplications and additions of a pass, of matrices alone.
 func (f Infer) work(s Shape) float64 {
-	c := f.Model.Config()
-	h, inner := float64(c.HiddenSize), float64(c.IntermediateSize)
+	c := f.Model.Sizes()
+	h, inner := float64(c.Hidden), float64(c.Intermediate)
 	perToken := 8*h*h + 4*h*inner + 4*float64(s.Tokens)*h
-	return float64(s.Texts*s.Tokens) * float64(c.NumHiddenLayers) * perToken
+	return float64(s.Texts*s.Tokens) * float64(c.Layers) * perToken
 }
 
 // weights is the size in bytes of what a pass multiplies with, in the model's form.
 func (f Infer) weights() float64 {
-	c := f.Model.Config()
-	h, inner, size := float64(c.HiddenSize), float64(c.IntermediateSize), 4.0
+	c := f.Model.Sizes()
+	h, inner, size := float64(c.Hidden), float64(c.Intermediate), 4.0
 	switch f.Form {
 	case pack.BF16:
 		size = 2
 	case pack.Int8:
 		size = 1
 	}
-	return float64(c.NumHiddenLayers) * (4*h*h + 2*h*inner) * size
+	return float64(c.Layers) * (4*h*h + 2*h*inner) * size
 }
 
 // batch is texts whose tokens are spread over the vocabulary.
-func (f Infer) batch(s Shape) bert.Batch {
-	var b bert.Batch
+func (f Infer) batch(s Shape) encoder.Batch {
+	var b encoder.Batch
 	for i := range s.Texts * s.Tokens {
-		b.IDs = append(b.IDs, int32(i*7919%f.Model.Config().VocabSize))
+		b.IDs = append(b.IDs, int32(i*7919%f.Model.Sizes().Vocab))
 	}
 	for i := range s.Texts + 1 {
 		b.Starts = append(b.Starts, i*s.Tokens)
@@ -182,7 +182,7 @@ func (f Infer) forward(ctx context.Context, s Shape) (Forward, error) {
 		row.Runs, row.Best, row.Median = len(runs), runs[0], runs[len(runs)/2]
 		row.Texts, row.Tokens = float64(s.Texts)/row.Median, float64(s.Texts*s.Tokens)/row.Median
 		row.Flops = f.work(s) / row.Median
-		row.Read = f.weights() * float64((s.Texts*s.Tokens+bert.Together-1)/bert.Together) / row.Median
+		row.Read = f.weights() * float64((s.Texts*s.Tokens+encoder.Together-1)/encoder.Together) / row.Median
 		row.Peak = (before + after) / 2
 		if row.Peak == 0 {
 			return row, nil

@@ -43,7 +43,7 @@ var rules = []rule{
 	{from: "cmd/zcstored", never: []edge{
 		{to: "gpu/...", reason: "the daemon stores bytes and computes nothing; a backend brings a driver and its crashes into the process that everybody depends on"},
 		{to: "models/nn", reason: "layers compute; the daemon does not"},
-		{to: "models/bert", reason: "the daemon knows no architecture, so a new one needs no new daemon"},
+		{to: "models/encoder", reason: "the daemon knows no architecture, so a new one needs no new daemon"},
 		{to: "models/arch", reason: "the table of architectures links every one of them"},
 		// models/tokenizer is allowed: the daemon compiles tokenizer.json into tables that all workers share, by models/derive.
 		{to: "models/text", reason: "the daemon makes tables of a tokenizer's file; texts are the worker's business"},

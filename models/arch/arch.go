@@ -4,7 +4,7 @@ package arch
 import (
 	"sort"
 
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -12,10 +12,29 @@ import (
 type Arch struct {
 	Kind  string                        // the registered module kind
 	Roles func(name string) tensor.Role // how it uses the tensor of that name
+	Sizes func(config []byte) (Sizes, error)
 }
 
-var table = map[string]Arch{
-	"bert": {Kind: bert.Kind, Roles: bert.Roles},
+// Sizes is what an importer asks of a config.json that was checked.
+type Sizes struct {
+	Vocab     int
+	MaxTokens int // of one text
+}
+
+var table = map[string]Arch{}
+
+func init() {
+	for _, f := range encoder.Families() {
+		table[f] = Arch{Kind: f, Roles: encoder.Roles, Sizes: encoderSizes}
+	}
+}
+
+func encoderSizes(config []byte) (Sizes, error) {
+	c, err := encoder.ParseConfig(config)
+	if err != nil {
+		return Sizes{}, err
+	}
+	return Sizes{c.Sizes().Vocab, c.Sizes().MaxTokens}, nil
 }
 
 // Find is the architecture of a model_type.

@@ -134,6 +134,12 @@ func (im *Import) transformer(root *manifest.Node, dir string, modules []module,
 		return "", zcerr.New(zcerr.Unsupported, "%s: model_type %q is not supported", config.path, config.ModelType).
 			WithHint("supported are: %s", strings.Join(arch.Types(), ", "))
 	}
+	var wrong *json.UnmarshalTypeError
+	if config.sizes, err = a.Sizes(config.canonical); errors.As(err, &wrong) {
+		return "", badJSON(config.path, err)
+	} else if err != nil {
+		return "", zcerr.New(zcerr.KindOf(err), "%s: %w", config.path, err).WithHint("the model of another directory, or a config.json that was edited: download it again")
+	}
 	if err := config.task(modules, cfg); err != nil {
 		return "", err
 	}
@@ -159,9 +165,6 @@ func canonical(v any) (json.RawMessage, error) {
 type config struct {
 	ModelType     string            `json:"model_type"`
 	Architectures []string          `json:"architectures"`
-	MaxPositions  int               `json:"max_position_embeddings"`
-	PadToken      int               `json:"pad_token_id"`
-	VocabSize     int               `json:"vocab_size"`
 	ID2Label      map[string]string `json:"id2label"`
 	NumLabels     int               `json:"num_labels"`
 	ProblemType   string            `json:"problem_type"`
@@ -172,6 +175,7 @@ type config struct {
 	} `json:"sentence_transformers"`
 	CrossEncoderActivation string `json:"sbert_ce_default_activation_function"`
 
+	sizes     arch.Sizes // of the model; the zero ones of what has no such limits
 	path      string
 	canonical json.RawMessage
 }
@@ -185,7 +189,7 @@ func readConfig(dir string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &config{path: path, MaxPositions: 512, PadToken: 1} // BERT's, as for every key left out
+	c := &config{path: path}
 	if err := json.Unmarshal(b, c); err != nil {
 		return nil, badJSON(path, err)
 	}

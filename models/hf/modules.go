@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/zcstore/zcstore/models/arch"
 	"github.com/zcstore/zcstore/models/manifest"
 	"github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -200,7 +201,7 @@ func (im *Import) static(root *manifest.Node, dir string, cfg *text.Config) erro
 	}
 	w.into(n, text.PartModel, func(string) tensor.Role { return tensor.Lookup })
 	root.Items = append(root.Items, manifest.Item{Key: text.PartModel, Node: n})
-	return im.tokenizer(root, dir, &config{path: filepath.Join(dir, "model.safetensors"), VocabSize: shape[0]}, cfg)
+	return im.tokenizer(root, dir, &config{path: filepath.Join(dir, "model.safetensors"), sizes: arch.Sizes{Vocab: shape[0]}}, cfg)
 }
 
 // readModule reads the config.json of a module's folder.

@@ -91,7 +91,7 @@ func badJSON(path string, err error) error {
 	}
 	where := path
 	if typ.Field != "" {
-		where += ": " + typ.Field
+		where += ": " + typ.Field[strings.LastIndexByte(typ.Field, '.')+1:] // a struct of Go may stand before it
 	}
 	number, isNumber := strings.CutPrefix(typ.Value, "number ")
 	if isNumber { // one that does not fit

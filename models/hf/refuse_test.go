@@ -11,14 +11,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/text"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
 
 func firstHidden(t *testing.T, p *text.Pipeline, ids []int32) []float32 {
 	t.Helper()
-	h, err := p.Model().Encode(context.Background(), bert.NewBatch([][]int32{ids}))
+	h, err := p.Model().Encode(context.Background(), encoder.NewBatch([][]int32{ids}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func (im *Import) tokenizer(root *manifest.Node, dir string, c *config, cfg *tex
 		}
 		keep(text.PartTokenizerConfig, tcb)
 	}
-	if cfg.MaxLength = c.maxTokens(); tc.MaxLength >= 1 && tc.MaxLength < float64(cfg.MaxLength) {
+	if cfg.MaxLength = c.sizes.MaxTokens; tc.MaxLength >= 1 && tc.MaxLength < float64(cfg.MaxLength) {
 		cfg.MaxLength = int(tc.MaxLength)
 	}
 	cfg.CutLeft = tc.CutSide == "left"
@@ -106,8 +106,8 @@ func (im *Import) tokenizer(root *manifest.Node, dir string, c *config, cfg *tex
 		return zcerr.New(tokenizerKind(err), "%s/%w", dir, err) // it begins with the file's name
 	}
 	im.tables = tok.Compiled()
-	if n := tok.VocabSize(); c.VocabSize > 0 && n > c.VocabSize {
-		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.VocabSize)
+	if n := tok.VocabSize(); c.sizes.Vocab > 0 && n > c.sizes.Vocab {
+		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.sizes.Vocab)
 	}
 	return nil
 }
@@ -199,15 +199,6 @@ func tokenizerKind(err error) zcerr.Kind {
 	return zcerr.Invalid
 }
 
-// maxTokens is how many tokens the model takes; 0 is any number.
-func (c *config) maxTokens() int {
-	switch c.ModelType {
-	case "roberta", "xlm-roberta", "camembert", "mpnet": // positions are counted from behind the padding's on
-		return c.MaxPositions - c.PadToken - 1
-	}
-	return c.MaxPositions
-}
-
 // readLimits reads sentence_bert_config.json, which overrides the tokenizer's length.
 func readLimits(dir string, c *config, cfg *text.Config) error {
 	path := filepath.Join(dir, "sentence_bert_config.json")
@@ -229,7 +220,7 @@ func readLimits(dir string, c *config, cfg *text.Config) error {
 	if s.MaxSeqLength == nil {
 		return nil
 	}
-	if n, limit := *s.MaxSeqLength, c.maxTokens(); n < 3 || n > limit {
+	if n, limit := *s.MaxSeqLength, c.sizes.MaxTokens; n < 3 || n > limit {
 		return zcerr.New(zcerr.Invalid, "%s: max_seq_length is %d, the model takes 3 to %d", path, n, limit)
 	}
 	cfg.MaxLength = *s.MaxSeqLength

@@ -6,7 +6,7 @@ import (
 	"sort"
 	"strings"
 
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -71,7 +71,7 @@ func (p *Pipeline) Answer(ctx context.Context, questions []Question, o AnswerOpt
 		ends[i] = len(windows)
 	}
 	logits := make([][]float32, len(windows)) // start and end of each token
-	err := p.run(ctx, windows, func(b bert.Batch, index []int) error {
+	err := p.run(ctx, windows, func(b encoder.Batch, index []int) error {
 		t, err := p.marks(ctx, b)
 		if err != nil {
 			return err

@@ -3,7 +3,7 @@ package text
 import (
 	"context"
 
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -63,7 +63,7 @@ func (p *Pipeline) sequences(ctx context.Context, what string, tokenize func() (
 	if err != nil {
 		return err
 	}
-	return p.run(ctx, enc, func(b bert.Batch, index []int) error {
+	return p.run(ctx, enc, func(b encoder.Batch, index []int) error {
 		logits, err := p.scores(ctx, b)
 		if err != nil {
 			return err

@@ -5,7 +5,7 @@ import (
 	"math"
 
 	"github.com/zcstore/zcstore/models"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -14,26 +14,26 @@ import (
 type Encoder interface {
 	models.Module
 	// Encode gives the last hidden states: [tokens, hidden].
-	Encode(context.Context, bert.Batch) (*nn.Tensor, error)
+	Encode(context.Context, encoder.Batch) (*nn.Tensor, error)
 }
 
 // The heads that an encoder may have.
 type (
 	sequenceHead interface { // [texts, labels]
-		Classify(context.Context, bert.Batch) (*nn.Tensor, error)
+		Classify(context.Context, encoder.Batch) (*nn.Tensor, error)
 	}
 	tokenHead interface { // [tokens, labels]; for answers two: start and end
-		TokenLogits(context.Context, bert.Batch) (*nn.Tensor, error)
+		TokenLogits(context.Context, encoder.Batch) (*nn.Tensor, error)
 	}
 	maskHead interface { // [rows, vocabulary] of the tokens with these numbers
-		MaskLogits(ctx context.Context, b bert.Batch, rows []int) (*nn.Tensor, error)
+		MaskLogits(ctx context.Context, b encoder.Batch, rows []int) (*nn.Tensor, error)
 	}
 )
 
 // static is the StaticEmbedding of sentence-transformers: a vector for each token.
 type static struct{ *nn.Embedding }
 
-func (s static) Encode(_ context.Context, b bert.Batch) (*nn.Tensor, error) {
+func (s static) Encode(_ context.Context, b encoder.Batch) (*nn.Tensor, error) {
 	if len(b.IDs) == 0 { // a text without a token
 		_, dim := s.Size()
 		return nn.New([]int{0, dim}, nil)
@@ -48,8 +48,8 @@ func (s static) Encode(_ context.Context, b bert.Batch) (*nn.Tensor, error) {
 // size is what a model says of itself: the width of its hidden states and how many tokens it takes; 0 is any number.
 func size(m models.Module) (hidden, maxTokens int) {
 	switch m := m.(type) {
-	case *bert.Model:
-		return m.Config().HiddenSize, m.Config().MaxPositionEmbeddings
+	case *encoder.Model:
+		return m.Sizes().Hidden, m.Sizes().MaxTokens
 	case static:
 		_, dim := m.Size()
 		return dim, 0

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"sort"
 
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -52,7 +52,7 @@ func (p *Pipeline) FillMask(ctx context.Context, texts []string, topK int) ([]Fi
 		}
 		out[i] = Filled{Tokens: len(e.IDs), Truncated: e.Truncated}
 	}
-	err = p.run(ctx, enc, func(b bert.Batch, index []int) error {
+	err = p.run(ctx, enc, func(b encoder.Batch, index []int) error {
 		var at []int
 		for i, id := range b.IDs {
 			if id == mask {

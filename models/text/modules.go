@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"github.com/zcstore/zcstore/models"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -67,7 +67,7 @@ func loadPooling(s models.Source) (models.Module, error) {
 }
 
 // pool makes the vectors of texts, [texts, modes*hidden]. The first skip tokens of each text do not count.
-func (p *Pooling) pool(hidden *nn.Tensor, b *bert.Batch, skip int) (*nn.Tensor, error) {
+func (p *Pooling) pool(hidden *nn.Tensor, b *encoder.Batch, skip int) (*nn.Tensor, error) {
 	if !p.Config.SkipPrompt {
 		skip = 0
 	}
@@ -122,7 +122,7 @@ func (p *Pooling) pool(hidden *nn.Tensor, b *bert.Batch, skip int) (*nn.Tensor, 
 }
 
 // poolHere is pool for the modes that no device has an op for.
-func poolHere(mode string, hidden *nn.Tensor, b *bert.Batch, skip int) (*nn.Tensor, error) {
+func poolHere(mode string, hidden *nn.Tensor, b *encoder.Batch, skip int) (*nn.Tensor, error) {
 	h, err := hidden.Float32s()
 	if err != nil {
 		return nil, err
@@ -225,7 +225,7 @@ func (p *Pipeline) EmbedWith(ctx context.Context, texts []string, o EmbedOptions
 		return nil, err
 	}
 	out := make([]Embedding, len(texts))
-	err = p.run(ctx, enc, func(b bert.Batch, index []int) error {
+	err = p.run(ctx, enc, func(b encoder.Batch, index []int) error {
 		vectors, err := p.vectors(ctx, b, skip, o)
 		if err != nil {
 			return err
@@ -279,7 +279,7 @@ func (p *Pipeline) promptTokens(prompt string) (int, error) {
 }
 
 // vectors runs encoder, pooling and the layers behind it: [texts, dim].
-func (p *Pipeline) vectors(ctx context.Context, b bert.Batch, skip int, o EmbedOptions) ([]float32, error) {
+func (p *Pipeline) vectors(ctx context.Context, b encoder.Batch, skip int, o EmbedOptions) ([]float32, error) {
 	mean := len(p.pooling.Config.Modes) == 1 && p.pooling.Config.Modes[0] == PoolMean && skip == 0
 	if p.means != nil && mean && len(p.layers) == 1 && o.Dim == p.Dim() {
 		if _, ok := p.layers[0].(*Normalize); ok { // the most common pipeline, in one go

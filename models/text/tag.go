@@ -5,7 +5,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
 )
@@ -66,7 +66,7 @@ func (p *Pipeline) Tag(ctx context.Context, texts []string, how Aggregation) ([]
 		return nil, err
 	}
 	out := make([]Tagged, len(texts))
-	err = p.run(ctx, enc, func(b bert.Batch, index []int) error {
+	err = p.run(ctx, enc, func(b encoder.Batch, index []int) error {
 		logits, err := p.marks(ctx, b)
 		if err != nil {
 			return err

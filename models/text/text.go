@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"github.com/zcstore/zcstore/models"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
@@ -227,7 +227,7 @@ func (p *Pipeline) encode(do func(*tokenizer.Tokenizer) ([]*tokenizer.Encoding, 
 const maxTokens = 2048
 
 // run calls forward for groups of texts of similar length; index says which texts a group has.
-func (p *Pipeline) run(ctx context.Context, enc []*tokenizer.Encoding, forward func(b bert.Batch, index []int) error) error {
+func (p *Pipeline) run(ctx context.Context, enc []*tokenizer.Encoding, forward func(b encoder.Batch, index []int) error) error {
 	order := make([]int, len(enc))
 	for i := range order {
 		order[i] = i

@@ -8,7 +8,7 @@ import (
 
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/models"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
@@ -37,7 +37,7 @@ func (s *stored) Tensor(name string, want tensor.Shape) (tensor.View, tensor.Rol
 		return tensor.View{}, 0, err
 	}
 	v, err := tensor.New(tensor.F32, want, make([]byte, n))
-	return v, bert.Roles(name), err
+	return v, encoder.Roles(name), err
 }
 
 func (s *stored) Child(name string) (models.Module, error) {
@@ -49,7 +49,7 @@ func (s *stored) ChildNames() []string        { return s.names }
 func (s *stored) Device() gpu.Device          { return nil }
 
 func pipelineOf(config string, steps ...*stored) *stored {
-	model := &stored{kind: bert.Kind, path: "model", views: map[string]tensor.Shape{}}
+	model := &stored{kind: "bert", path: "model", views: map[string]tensor.Shape{}}
 	model.config = `{"architectures":["BertModel"],"vocab_size":7,"hidden_size":4,"num_hidden_layers":0,"num_attention_heads":2,"intermediate_size":8,"max_position_embeddings":9,"type_vocab_size":2}`
 	for _, n := range []string{"word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"} {
 		model.views["embeddings."+n] = nil

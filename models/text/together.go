@@ -4,12 +4,12 @@ import (
 	"context"
 
 	"github.com/zcstore/zcstore/internal/join"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/nn"
 )
 
 // forward is a pass through the encoder and perhaps a head.
-type forward func(context.Context, bert.Batch) (*nn.Tensor, error)
+type forward func(context.Context, encoder.Batch) (*nn.Tensor, error)
 
 // passes are the encoder's forward passes, each of which runs the texts together of all who call it at a time. What a text gets
 // does not depend on the others, and a small batch keeps the kernels less busy than two of them in one.
@@ -25,9 +25,9 @@ func passesOf(e Encoder) passes {
 		return passes{states: e.Encode} // a lookup
 	}
 	p := passes{states: together(e.Encode, true)}
-	if m, ok := e.(*bert.Model); ok {
-		p.means = together(func(ctx context.Context, b bert.Batch) (*nn.Tensor, error) {
-			dim := m.Config().HiddenSize
+	if m, ok := e.(*encoder.Model); ok {
+		p.means = together(func(ctx context.Context, b encoder.Batch) (*nn.Tensor, error) {
+			dim := m.Sizes().Hidden
 			out := make([]float32, b.Len()*dim)
 			if err := m.Embed(ctx, out, b); err != nil {
 				return nil, err
@@ -57,7 +57,7 @@ type (
 func together(pass forward, perToken bool) forward {
 	g := &join.Group[one, span]{Most: maxTokens, Size: func(o one) int { return len(o.ids) }}
 	g.Run = func(ctx context.Context, texts []one) ([]span, error) {
-		b := bert.Batch{Starts: make([]int, 1, len(texts)+1)}
+		b := encoder.Batch{Starts: make([]int, 1, len(texts)+1)}
 		typed := false
 		for _, o := range texts {
 			b.IDs = append(b.IDs, o.ids...)
@@ -82,7 +82,7 @@ func together(pass forward, perToken bool) forward {
 		}
 		return out, nil
 	}
-	return func(ctx context.Context, b bert.Batch) (*nn.Tensor, error) {
+	return func(ctx context.Context, b encoder.Batch) (*nn.Tensor, error) {
 		if b.Positions != nil || b.Mask != nil || b.Len() == 0 {
 			return pass(ctx, b)
 		}

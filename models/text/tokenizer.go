@@ -4,7 +4,7 @@ import (
 	"fmt"
 
 	"github.com/zcstore/zcstore/models"
-	"github.com/zcstore/zcstore/models/bert"
+	"github.com/zcstore/zcstore/models/encoder"
 	"github.com/zcstore/zcstore/models/tokenizer"
 	"github.com/zcstore/zcstore/proto/zcerr"
 	"github.com/zcstore/zcstore/shm/region"
@@ -75,17 +75,17 @@ func (t *Tokenizer) Encode(texts []string) (enc []*tokenizer.Encoding, err error
 }
 
 // Batch gives texts as a model takes them.
-func (t *Tokenizer) Batch(texts []string) (bert.Batch, error) {
+func (t *Tokenizer) Batch(texts []string) (encoder.Batch, error) {
 	enc, err := t.Encode(texts)
 	if err != nil {
-		return bert.Batch{}, err
+		return encoder.Batch{}, err
 	}
 	return batchOf(enc), nil
 }
 
 // batchOf puts texts one behind the other.
-func batchOf(enc []*tokenizer.Encoding) bert.Batch {
-	b := bert.Batch{Starts: make([]int, 1, len(enc)+1)}
+func batchOf(enc []*tokenizer.Encoding) encoder.Batch {
+	b := encoder.Batch{Starts: make([]int, 1, len(enc)+1)}
 	for _, e := range enc {
 		b.IDs = append(b.IDs, e.IDs...)
 		b.TypeIDs = append(b.TypeIDs, e.TypeIDs...)

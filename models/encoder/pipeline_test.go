@@ -1,4 +1,4 @@
-package bert
+package encoder
 
 import (
 	"bufio"
@@ -96,7 +96,7 @@ func TestTextclass(t *testing.T) {
 // stored is a bert as a store gives it back.
 type stored struct {
 	Views
-	config Config
+	config *Config
 }
 
 func (s stored) Path() string                        { return "Model" }
@@ -121,7 +121,7 @@ func TestSpecAndBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := m.Spec()
-	again := stored{Views{}, s.Config.(Config)}
+	again := stored{Views{}, s.Config.(*Config)}
 	for _, p := range s.Params {
 		again.Views[p.Name] = p.Tensor
 	}
