@@ -148,10 +148,8 @@ func (f Infer) batch(s Shape) encoder.Batch {
 // forward measures one row.
 func (f Infer) forward(ctx context.Context, s Shape) (Forward, error) {
 	b := f.batch(s)
-	pass := func() error {
-		_, err := f.Model.Encode(ctx, b)
-		return err
-	}
+	dst := make([]float32, len(b.IDs)*f.Model.Sizes().Hidden)
+	pass := func() error { return f.Model.EncodeInto(ctx, dst, b) }
 	for range 2 { // pages and caches are warm
 		if err := pass(); err != nil {
 			return Forward{}, err

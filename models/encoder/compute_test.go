@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/zcstore/zcstore/gpu"
@@ -70,6 +71,10 @@ func TestEncoderAgainstTorch(t *testing.T) {
 		}
 		h, err := m.Encode(context.Background(), NewBatch(ids))
 		got := values(t, h, err)
+		into := make([]float32, len(got))
+		if err := m.EncodeInto(context.Background(), into, NewBatch(ids)); err != nil || !slices.Equal(into, got) {
+			t.Errorf("EncodeInto gives something else, or %v", err)
+		}
 		worst := 0.0
 		for i, w := range want {
 			g := got[i/256*16*256+i%256]

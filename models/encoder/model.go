@@ -318,21 +318,31 @@ func (m *Model) HiddenStates(ctx context.Context, b Batch) ([]*nn.Tensor, error)
 
 // Embed writes for each text the mean of its last hidden states, normalised to length 1, into dst [texts, hidden size].
 func (m *Model) Embed(ctx context.Context, dst []float32, b Batch) error {
-	hidden := m.sizes.Hidden
-	if len(dst) != b.Len()*hidden {
-		return &BatchError{-1, fmt.Sprintf("room for %d values, %d texts need %v", len(dst), b.Len(), tensor.Shape{b.Len(), hidden})}
+	return m.into(ctx, dst, &b, b.Len(), func(p *pass) gpu.Matrix {
+		mean := p.s.F32(b.Len(), m.sizes.Hidden)
+		p.s.MeanPool(mean, p.h, p.seqs)
+		p.s.L2Normalize(mean, mean, 1e-12)
+		return mean
+	})
+}
+
+// EncodeInto writes what Encode gives into dst [tokens, hidden size].
+func (m *Model) EncodeInto(ctx context.Context, dst []float32, b Batch) error {
+	return m.into(ctx, dst, &b, len(b.IDs), func(p *pass) gpu.Matrix { return p.h })
+}
+
+// into runs the encoder and what tail launches, and writes what that returns: rows as wide as the states.
+func (m *Model) into(ctx context.Context, dst []float32, b *Batch, rows int, tail func(*pass) gpu.Matrix) error {
+	if hidden := m.sizes.Hidden; len(dst) != rows*hidden {
+		return &BatchError{-1, fmt.Sprintf("room for %d values, the answer is %v", len(dst), tensor.Shape{rows, hidden})}
 	}
-	p, err := m.begin(&b)
+	p, err := m.begin(b)
 	if err != nil {
 		return err
 	}
 	defer p.close()
-	err = p.run(ctx, nil)
-	if err == nil {
-		mean := p.s.F32(b.Len(), hidden)
-		p.s.MeanPool(mean, p.h, p.seqs)
-		p.s.L2Normalize(mean, mean, 1e-12)
-		p.s.Download(dst, mean)
+	if err = p.run(ctx, nil); err == nil {
+		p.s.Download(dst, tail(p))
 	}
 	if serr := p.s.Sync(); err == nil {
 		err = serr
