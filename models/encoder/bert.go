@@ -85,6 +85,8 @@ func (c *bertConfig) head(l *loader, t Task) (head, pooler *top) {
 	case Answer:
 		head = l.one("qa_outputs", 2)
 	case FillMask:
+		// Checkpoints of pre-training have its other head, too, whatever their config says.
+		l.used["cls.seq_relationship.weight"], l.used["cls.seq_relationship.bias"] = true, true
 		head = l.languageModel("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.decoder", "cls.predictions.bias", h)
 	}
 	return head, pooler
