@@ -171,17 +171,11 @@ func (s *Store) stageResident(ctx context.Context, d manifest.Digest) (*oci.Stag
 }
 
 func (s *Store) stageOnce(ctx context.Context, d manifest.Digest) (*oci.Staged, *version, error) {
-	s.mu.Lock()
-	v := s.versions[d]
+	v, release := s.pinVersion(d)
 	if v == nil {
-		s.mu.Unlock()
 		return nil, nil, zcerr.New(zcerr.Conflict, "version %s was removed meanwhile", d.Short()).WithHint("put it again")
 	}
-	for _, sg := range v.segs {
-		sg.pins++
-	}
-	s.mu.Unlock()
-	defer s.unpin(v.segs...)
+	defer release()
 	m, locs, err := s.readTable(v)
 	if err != nil {
 		return nil, v, err

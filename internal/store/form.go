@@ -163,9 +163,9 @@ func (s *Store) makeForm(k formKey) error {
 // version that is moved or removed meanwhile is no error: the caller looks again.
 func (s *Store) derive(ctx context.Context, k formKey) (err error) {
 	defer recovered(s.log, k, &err)
-	v, release, err := s.pinVersion(k.source)
+	v, release := s.pinVersion(k.source)
 	if v == nil {
-		return err
+		return nil
 	}
 	defer release()
 	man, locs, err := s.readTable(v)
@@ -269,16 +269,16 @@ func recovered(log *zap.Logger, k formKey, err *error) {
 }
 
 // pinVersion keeps the files of a version in memory where they are, until release. It gives nil when the version is not there.
-func (s *Store) pinVersion(d manifest.Digest) (v *version, release func(), err error) {
+func (s *Store) pinVersion(d manifest.Digest) (v *version, release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if v = s.versions[d]; v == nil {
-		return nil, nil, nil
+		return nil, nil
 	}
 	for _, sg := range v.segs {
 		sg.pins++
 	}
-	return v, func() { s.unpin(v.segs...) }, nil
+	return v, func() { s.unpin(v.segs...) }
 }
 
 // sources are the bytes of a version that forms are made of.
