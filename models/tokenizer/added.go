@@ -109,7 +109,9 @@ func (v *addedVocab) extract(w *work, text segment) {
 		v.between(w, text)
 		return
 	}
-	v.find(w, &v.raw, &v.rawStart, text, false)
+	s := w.segment(0)
+	*s = text
+	v.find(w, &v.raw, &v.rawStart, s, func(i, j int) { v.between(w, text.slice(i, j)) })
 }
 
 // between normalises what stands between tokens found in the raw text, and looks for the others in it.
@@ -117,22 +119,18 @@ func (v *addedVocab) between(w *work, s segment) {
 	if n := w.core.normalizer; n != nil {
 		s = n.normalize(w, s)
 	}
+	// The segment is not that of extract, which is read on.
+	p := w.segment(1)
+	*p = s
 	if len(v.normalized) < 3 {
-		w.stage(0, s)
+		w.stage(0, p, 0, len(s.text))
 		return
 	}
-	v.find(w, &v.normalized, &v.normalizedStart, s, true)
+	v.find(w, &v.normalized, &v.normalizedStart, p, func(i, j int) { w.stage(0, p, i, j) })
 }
 
 // find cuts text at the tokens of the trie: the leftmost match first, of those the longest. Nothing emitted is empty.
-func (v *addedVocab) find(w *work, t *trie, starts *[256]bool, text segment, normalized bool) {
-	emit := func(s segment) {
-		if normalized {
-			w.stage(0, s)
-		} else {
-			v.between(w, s)
-		}
-	}
+func (v *addedVocab) find(w *work, t *trie, starts *[256]bool, text *segment, emit func(i, j int)) {
 	table := classes()
 	b := text.text
 	done := 0      // emitted so far
@@ -183,13 +181,12 @@ func (v *addedVocab) find(w *work, t *trie, starts *[256]bool, text segment, nor
 			continue // white space that belongs to the token before
 		}
 		if done < start {
-			emit(text.slice(done, start))
+			emit(done, start)
 		}
-		part := text.slice(start, stop)
-		w.tokens = append(w.tokens, token{id: id, bytes: part.span(0, len(part.text)), text: w.keep(part.text)})
+		w.tokens = append(w.tokens, token{id: id, bytes: text.span(start, stop), text: w.keep(b[start:stop])})
 		done = stop
 	}
 	if done < len(b) {
-		emit(text.slice(done, len(b)))
+		emit(done, len(b))
 	}
 }

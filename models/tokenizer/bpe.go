@@ -62,33 +62,29 @@ func (m *bpe) merge(a, b int32) (rank uint32, id int32) {
 	return noRank, 0
 }
 
-// words cuts the text where no rule joins anything, which changes nothing but the time that it takes.
-func (m *bpe) words(w *work, s segment) {
-	if len(m.glue) != 1<<11 {
-		w.word(&s)
-		return
-	}
+// words cuts the text from i to j where no rule joins anything, which changes nothing but the time that it takes.
+func (m *bpe) words(w *work, s *segment, i, j int) {
 	first := len(w.tokens)
-	emit := func(part segment) {
+	emit := func(i, j int) {
 		n := len(w.tokens)
-		w.word(&part)
+		w.word(s, i, j)
 		if m.fuse && n > first && n < len(w.tokens) && w.tokens[n].id == m.unk && w.tokens[n-1].id == m.unk {
 			w.tokens[n-1].bytes.end = w.tokens[n].bytes.end
 			w.tokens = append(w.tokens[:n], w.tokens[n+1:]...)
 		}
 	}
-	start := 0
-	for i := 1; i < len(s.text); i++ {
+	start := i
+	for i++; i < j; i++ {
 		c := s.text[i]
 		if c&0xc0 == 0x80 {
 			continue
 		}
 		if pair := int(s.text[i-1])<<8 | int(c); m.glue[pair>>5]>>(pair&31)&1 == 0 {
-			emit(s.slice(start, i))
+			emit(start, i)
 			start = i
 		}
 	}
-	emit(s.slice(start, len(s.text)))
+	emit(start, j)
 }
 
 func (m *bpe) tokenize(w *work, word []byte, out []piecePart) []piecePart {

@@ -40,6 +40,7 @@ const (
 
 // classTable has pages of 256 code points; equal pages are one.
 type classTable struct {
+	ascii [128]class
 	pages [0x1100]uint16
 	table [][256]class
 }
@@ -74,6 +75,7 @@ var classes = sync.OnceValue(func() *classTable {
 			}
 		}
 	}
+	copy(t.ascii[:], t.table[t.pages[0]][:])
 	return t
 })
 

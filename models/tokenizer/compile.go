@@ -344,7 +344,8 @@ func (s *spec) compileAdded(c *core, sections [][]byte) ([]byte, error) {
 			if err := cost.check(a.content); err != nil {
 				return nil, err
 			}
-			t := w.newSegment(a.content)
+			content := newRuneCounter([]byte(a.content))
+			t := w.newSegment(&content)
 			if c.normalizer != nil {
 				t = c.normalizer.normalize(w, t)
 			}

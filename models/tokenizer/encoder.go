@@ -1,5 +1,7 @@
 package tokenizer
 
+import "slices"
+
 // Encoder encodes one text after the other in memory of its own: once that has grown to the texts, nothing is allocated. It
 // is for one goroutine at a time.
 type Encoder struct {
@@ -46,14 +48,13 @@ func (e *Encoder) IDs(text string) ([]int32, error) {
 
 func (e *Encoder) encode(text, pair string, isPair, offsets bool) (*Tokens, error) {
 	w := e.w
-	w.tokens, w.texts = w.tokens[:0], w.texts[:0]
-	w.noRunes = !offsets
-	if err := w.tokenize(text); err != nil {
+	w.reset()
+	if err := w.tokenize(0, text); err != nil {
 		return nil, err
 	}
 	n := len(w.tokens)
 	if isPair {
-		if err := w.tokenize(pair); err != nil {
+		if err := w.tokenize(1, pair); err != nil {
 			return nil, err
 		}
 	}
@@ -74,9 +75,9 @@ func (e *Encoder) encode(text, pair string, isPair, offsets bool) (*Tokens, erro
 	for _, x := range frame {
 		switch x.input {
 		case 0:
-			out.extend(w, a, x, text, offsets)
+			out.extend(w, a, x, offsets)
 		case 1:
-			out.extend(w, b, x, pair, offsets)
+			out.extend(w, b, x, offsets)
 		default:
 			out.IDs, out.TypeIDs, out.Input = append(out.IDs, x.id), append(out.TypeIDs, x.typeID), append(out.Input, -1)
 			if offsets {
@@ -87,18 +88,41 @@ func (e *Encoder) encode(text, pair string, isPair, offsets bool) (*Tokens, erro
 	return out, nil
 }
 
-func (o *Tokens) extend(w *work, tokens []token, x piece, text string, offsets bool) {
-	trims := offsets && len(w.core.trims) > 0
+func (o *Tokens) extend(w *work, tokens []token, x piece, offsets bool) {
+	n := len(tokens)
+	ids := grow(&o.IDs, n)
+	for i := range tokens {
+		ids[i] = tokens[i].id
+	}
+	for i, to := 0, grow(&o.TypeIDs, n); i < len(to); i++ {
+		to[i] = x.typeID
+	}
+	for i, to := 0, grow(&o.Input, n); i < len(to); i++ {
+		to[i] = x.input
+	}
+	if !offsets {
+		return
+	}
+	text := &w.inputs[x.input]
+	inRunes, inBytes := grow(&o.Offsets, n), grow(&o.Bytes, n)
 	for i := range tokens {
 		t := &tokens[i]
-		o.IDs, o.TypeIDs, o.Input = append(o.IDs, t.id), append(o.TypeIDs, x.typeID), append(o.Input, x.input)
-		if !offsets {
-			continue
-		}
-		runes, bytes := t.runes, t.bytes
-		if trims {
+		var runes, bytes span32
+		switch {
+		case len(w.core.trims) > 0:
 			runes, bytes = w.trimmed(i, t, w.name(t), text)
+		case text.ascii:
+			runes, bytes = t.bytes, t.bytes
+		default:
+			runes, bytes = text.span(t.bytes), t.bytes
 		}
-		o.Offsets, o.Bytes = append(o.Offsets, runes.wide()), append(o.Bytes, bytes.wide())
+		inRunes[i], inBytes[i] = runes.wide(), bytes.wide()
 	}
+}
+
+// grow makes a slice longer by n, which are to be filled in.
+func grow[T any](s *[]T, n int) []T {
+	old := len(*s)
+	*s = slices.Grow(*s, n)[:old+n]
+	return (*s)[old:]
 }

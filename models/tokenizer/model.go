@@ -2,8 +2,6 @@ package tokenizer
 
 // A model cuts words into pieces. What it knows lies in flat tables.
 type model interface {
-	// words cuts a segment into the words that w.word takes.
-	words(w *work, s segment)
 	// tokenize appends the pieces of a word. It is not empty.
 	tokenize(w *work, word []byte, out []piecePart) []piecePart
 }
@@ -13,8 +11,6 @@ type wordLevel struct {
 	v   *vocabulary
 	unk int32 // -1: a word that is not known is an error
 }
-
-func (m *wordLevel) words(w *work, s segment) { w.word(&s) }
 
 func (m *wordLevel) tokenize(_ *work, word []byte, out []piecePart) []piecePart {
 	id := m.v.find(word, hashBytes(word))

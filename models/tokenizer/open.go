@@ -12,6 +12,7 @@ type core struct {
 	normalizer normalizer     // nil: none
 	pre        []preTokenizer // one after the other
 	model      model
+	cutter     *bpe // the model, if it cuts texts into words itself
 	settings   modelSpec
 	vocab      vocabulary
 	suffix     string // of the vocabulary's key of a whole word
@@ -158,6 +159,9 @@ func (c *core) buildModel(t *modelTables) error {
 			c.suffix = m.Suffix
 		}
 		c.model = b
+		if len(b.glue) == 1<<11 {
+			c.cutter = b
+		}
 	default:
 		return &UnsupportedError{fmt.Sprintf("unsupported model %q", m.Kind)}
 	}

@@ -159,18 +159,15 @@ func (w *work) next() *buffer {
 }
 
 // newSegment is a whole text; an invalid byte becomes U+FFFD that counts as this byte.
-func (w *work) newSegment(text string) segment {
-	b := bytesOf(text)
-	if utf8.Valid(b) {
-		return segment{text: b}
+func (w *work) newSegment(c *runeCounter) segment {
+	if c.valid {
+		return segment{text: c.text}
 	}
 	w.fixed.reset()
-	for i, r := range text {
-		n := 1
-		if r != utf8.RuneError || i+3 <= len(text) && text[i:i+3] == "\uFFFD" {
-			n = utf8.RuneLen(r)
-		}
+	for i := 0; i < len(c.text); {
+		r, n := utf8.DecodeRune(c.text[i:])
 		w.fixed.rune(r, span32{int32(i), int32(i + n)})
+		i += n
 	}
 	return w.fixed.segment()
 }

@@ -2,9 +2,10 @@ package tokenizer
 
 import "unicode/utf8"
 
-// A preTokenizer cuts text into words, which it hands to w.stage(next, word). They are in order; empty ones are ignored.
+// A preTokenizer cuts the text of a segment from i to j into words, which it hands to w.stage(next, ...). They are in order;
+// empty ones are ignored.
 type preTokenizer interface {
-	split(w *work, next int, s segment)
+	split(w *work, next int, s *segment, i, j int)
 }
 
 // behavior says what becomes of the text that a pattern matches.
@@ -25,11 +26,12 @@ type splitter struct {
 	invert   bool // what does not match counts as the match
 }
 
-func (p *splitter) split(w *work, next int, s segment) {
+func (p *splitter) split(w *work, next int, s *segment, i, j int) {
 	held := cutter{w: w, next: next, s: s, behavior: p.behavior}
-	n, done := len(s.text), 0
+	text := s.text[:j]
+	n, done := j, i
 	for done < n {
-		from, to := p.find.find(s.text, done)
+		from, to := p.find.find(text, done)
 		if from < 0 {
 			break
 		}
@@ -49,7 +51,7 @@ func (p *splitter) split(w *work, next int, s segment) {
 type cutter struct {
 	w        *work
 	next     int
-	s        segment
+	s        *segment
 	behavior behavior
 	start    int // of what is held back
 	stop     int
@@ -60,10 +62,10 @@ type cutter struct {
 func (c *cutter) piece(i, j int, match bool) {
 	switch c.behavior {
 	case isolated:
-		c.w.stage(c.next, c.s.slice(i, j))
+		c.w.stage(c.next, c.s, i, j)
 	case dropped:
 		if !match {
-			c.w.stage(c.next, c.s.slice(i, j))
+			c.w.stage(c.next, c.s, i, j)
 		}
 	case contiguous:
 		if c.held && match == c.match {
@@ -94,7 +96,7 @@ func (c *cutter) piece(i, j int, match bool) {
 func (c *cutter) flush() {
 	if c.held {
 		c.held = false
-		c.w.stage(c.next, c.s.slice(c.start, c.stop))
+		c.w.stage(c.next, c.s, c.start, c.stop)
 	}
 }
 
@@ -202,13 +204,13 @@ func (whitespace) find(text []byte, from int) (int, int) {
 // fixedLength cuts words of so many characters.
 type fixedLength int
 
-func (p fixedLength) split(w *work, next int, s segment) {
-	start, n := 0, 0
-	for i := 0; i < len(s.text); {
-		_, size := utf8.DecodeRune(s.text[i:])
+func (p fixedLength) split(w *work, next int, s *segment, i, j int) {
+	start, n := i, 0
+	for i < j {
+		_, size := utf8.DecodeRune(s.text[i:j])
 		i += size
-		if n++; n == int(p) || i == len(s.text) {
-			w.stage(next, s.slice(start, i))
+		if n++; n == int(p) || i == j {
+			w.stage(next, s, start, i)
 			start, n = i, 0
 		}
 	}
@@ -217,31 +219,30 @@ func (p fixedLength) split(w *work, next int, s segment) {
 // bertPreTokenizer splits at white space, which it drops, and around each punctuation character.
 type bertPreTokenizer struct{}
 
-func (bertPreTokenizer) split(w *work, next int, s segment) {
+func (bertPreTokenizer) split(w *work, next int, s *segment, i, j int) {
 	table := classes()
-	start := 0
-	for i := 0; i < len(s.text); {
-		r, n := rune(s.text[i]), 1
-		if r >= utf8.RuneSelf {
-			r, n = utf8.DecodeRune(s.text[i:])
+	ascii := &table.ascii
+	text := s.text[:j]
+	start := i
+	for i < len(text) {
+		c, n := ascii[text[i]&0x7f], 1
+		if text[i] >= utf8.RuneSelf {
+			var r rune
+			r, n = decode(text[i:])
+			c = table.of(r)
 		}
-		c := table.of(r)
 		if c&(clSpace|clPunct) == 0 {
 			i += n
 			continue
 		}
-		if start < i {
-			w.stage(next, s.slice(start, i))
-		}
+		w.stage(next, s, start, i)
 		if c&clSpace == 0 {
-			w.stage(next, s.slice(i, i+n))
+			w.stage(next, s, i, i+n)
 		}
 		i += n
 		start = i
 	}
-	if start < len(s.text) {
-		w.stage(next, s.slice(start, len(s.text)))
-	}
+	w.stage(next, s, start, j)
 }
 
 // metaspace puts a mark for each space and at the start, and cuts before the marks.
@@ -259,59 +260,62 @@ const (
 	prependNever
 )
 
-func (p *metaspace) split(w *work, next int, s segment) {
-	if len(s.text) == 0 {
-		return
-	}
-	old := len(w.meta.text)
+func (p *metaspace) split(w *work, next int, s *segment, i, j int) {
 	b := &w.meta
-	mark := s.text[0] == ' ' || hasPrefix(s.text, p.mark)
-	if !mark && (p.scheme == prependAlways || p.scheme == prependFirst && s.start() == 0) {
-		mark = true
-		_, n := utf8.DecodeRune(s.text)
-		b.string(p.mark, s.span(0, n))
-	}
-	start := 0 // of the word in the buffer, behind old
-	for i := 0; i < len(s.text); {
-		if c := s.text[i]; c == ' ' || c == p.mark[0] && hasPrefix(s.text[i:], p.mark) {
-			n := 1
-			if c != ' ' {
-				n = len(p.mark)
-			}
-			if at := len(b.text) - old; p.cut && at > start {
-				w.stage(next, b.segment().slice(old+start, old+at))
-				start = at
-			}
-			b.string(p.mark, s.span(i, i+n))
-			i += n
-			continue
-		}
-		j := i + 1
-		for j < len(s.text) && s.text[j] != ' ' && s.text[j] != p.mark[0] {
-			j++
-		}
-		b.text = append(b.text, s.text[i:j]...)
-		if s.from != nil {
-			b.from = append(b.from, s.from[i:j]...)
+	oldText, oldFrom := len(b.text), len(b.from)
+	// Where the text is the original, so is a word behind its mark. All others have a table.
+	direct := p.cut && s.from == nil && i >= int(s.lead)
+	var lead span32
+	put := func(at span32) {
+		lead = at
+		if direct {
+			b.text = append(b.text, p.mark...)
 		} else {
-			part := s.slice(i, j)
+			b.string(p.mark, at)
+		}
+	}
+	if !p.isMark(s.text[i:j]) && (p.scheme == prependAlways || p.scheme == prependFirst && s.span(i, i+1).start == 0) {
+		put(s.span(i, i+1))
+	}
+	for i < j {
+		start := i // of the word behind its mark
+		if p.isMark(s.text[i:j]) {
+			start++
+			if s.text[i] != ' ' {
+				start += len(p.mark) - 1
+			}
+			put(s.span(i, start))
+		}
+		i = start
+		for i < j && s.text[i] != ' ' && !(s.text[i] == p.mark[0] && hasPrefix(s.text[i:j], p.mark)) {
+			i++
+		}
+		marked := len(b.text) - oldText
+		b.text = append(b.text, s.text[start:i]...)
+		if !direct {
+			part := s.slice(start, i)
 			b.from = part.appendFrom(b.from)
 		}
-		i = j
+		if !p.cut && i < j {
+			continue
+		}
+		word := w.segment(next + 1)
+		if direct {
+			*word = segment{text: b.text[oldText:], base: s.base + int32(start) - s.lead, lead: int32(marked), leadSpan: lead}
+		} else {
+			*word = segment{text: b.text[oldText:], from: b.from[oldFrom:]}
+		}
+		w.stage(next, word, 0, len(word.text))
+		b.text, b.from = b.text[:oldText], b.from[:oldFrom]
 	}
-	w.stage(next, b.segment().slice(old+start, len(b.text)))
-	b.text, b.from = b.text[:old], b.from[:old]
+}
+
+// isMark reports whether text starts with a space or a mark.
+func (p *metaspace) isMark(text []byte) bool {
+	return len(text) > 0 && (text[0] == ' ' || text[0] == p.mark[0] && hasPrefix(text, p.mark))
 }
 
 func hasPrefix(text []byte, s string) bool { return len(text) >= len(s) && string(text[:len(s)]) == s }
-
-// start is where in the original the segment starts.
-func (s *segment) start() int32 {
-	if len(s.text) == 0 {
-		return s.base
-	}
-	return s.span(0, 1).start
-}
 
 // byteLevel puts a space before a text that has none, if it should, and cuts as the pattern of GPT-2 does, if it should. It
 // is the last stage: that each byte becomes a character of its own afterwards is left to the vocabulary, whose keys are bytes.
@@ -320,34 +324,31 @@ type byteLevel struct {
 	cut    bool
 }
 
-func (p *byteLevel) split(w *work, next int, s segment) {
-	if len(s.text) == 0 {
-		return
-	}
-	old := len(w.meta.text)
-	if p.prefix && s.text[0] != ' ' {
-		_, n := utf8.DecodeRune(s.text)
-		at := s.span(0, n)
-		b := &w.meta
-		b.text = append(b.text, ' ')
-		b.text = append(b.text, s.text...)
-		if s.from != nil || s.lead > 0 {
-			b.from = append(b.from, at)
-			b.from = s.appendFrom(b.from)
-			s = segment{text: b.text[old:], from: b.from[len(b.from)-len(s.text)-1:]}
+func (p *byteLevel) split(w *work, next int, s *segment, i, j int) {
+	b := &w.meta
+	oldText, oldFrom := len(b.text), len(b.from)
+	if p.prefix && s.text[i] != ' ' {
+		at := s.span(i, i+1)
+		b.text = append(append(b.text, ' '), s.text[i:j]...)
+		spaced := w.segment(next + 1)
+		if s.from == nil && i >= int(s.lead) {
+			*spaced = segment{text: b.text[oldText:], base: s.base + int32(i) - s.lead, lead: 1, leadSpan: at}
 		} else {
-			s = segment{text: b.text[old:], base: s.base, lead: 1, leadSpan: at}
+			part := s.slice(i, j)
+			b.from = part.appendFrom(append(b.from, at))
+			*spaced = segment{text: b.text[oldText:], from: b.from[oldFrom:]}
 		}
+		s, i, j = spaced, 0, len(spaced.text)
 	}
 	if !p.cut {
-		w.stage(next, s)
+		w.stage(next, s, i, j)
 	} else {
-		for i := 0; i < len(s.text); {
-			j := gpt2(s.text, i)
-			w.stage(next, s.slice(i, j))
-			i = j
+		text := s.text[:j]
+		for i < j {
+			end := gpt2(text, i)
+			w.stage(next, s, i, end)
+			i = end
 		}
 	}
-	w.meta.text = w.meta.text[:old]
-	w.meta.from = w.meta.from[:min(old, len(w.meta.from))]
+	b.text, b.from = b.text[:oldText], b.from[:oldFrom]
 }

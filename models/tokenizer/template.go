@@ -47,7 +47,6 @@ func (p pieces) withoutSpecial() pieces {
 // assembler makes encodings of tokens.
 type assembler struct {
 	w     *work
-	texts [2]string
 	frame pieces
 }
 
@@ -81,10 +80,11 @@ func (m *assembler) assemble(a, b []token) *Encoding {
 }
 
 func (m *assembler) extend(e *Encoding, tokens []token, x piece, names []byte, ends []int32) ([]byte, []int32) {
+	text := &m.w.inputs[x.input]
 	for i := range tokens {
 		t := &tokens[i]
 		name := m.w.name(t)
-		runes, bytes := m.w.trimmed(i, t, name, m.texts[x.input])
+		runes, bytes := m.w.trimmed(i, t, name, text)
 		e.add(t.id, x.typeID, runes, bytes, x.input)
 		names = append(names, name...)
 		ends = append(ends, int32(len(names)))
@@ -108,26 +108,29 @@ func (e *Encoding) add(id, typeID int32, runes, bytes span32, input int8) {
 
 // name is the text of a token, in the work's memory or the tables.
 func (w *work) name(t *token) []byte {
-	if t.text.start >= 0 {
-		return w.texts[t.text.start:t.text.end]
+	if t.text >= 0 {
+		at := w.literals[t.text]
+		return w.texts[at.start:at.end]
 	}
 	name, _ := w.core.name(t.id)
 	return name
 }
 
 // trimmed is where a token stands, in code points and bytes, after the post-processors that trim.
-func (w *work) trimmed(i int, t *token, name []byte, text string) (runes, bytes span32) {
-	runes, bytes = t.runes, t.bytes
+func (w *work) trimmed(i int, t *token, name []byte, text *runeCounter) (runes, bytes span32) {
+	bytes = t.bytes
+	whole := text.span(bytes)
+	runes = whole
 	for _, p := range w.core.trims {
 		runes = p.apply(i, name, runes)
 	}
 	// The bytes of the same characters.
-	for at := t.runes.start; at < runes.start; at++ {
-		_, n := utf8.DecodeRuneInString(text[bytes.start:])
+	for at := whole.start; at < runes.start; at++ {
+		_, n := utf8.DecodeRune(text.text[bytes.start:])
 		bytes.start += int32(n)
 	}
-	for at := t.runes.end; at > runes.end; at-- {
-		_, n := utf8.DecodeLastRuneInString(text[:bytes.end])
+	for at := whole.end; at > runes.end; at-- {
+		_, n := utf8.DecodeLastRune(text.text[:bytes.end])
 		bytes.end -= int32(n)
 	}
 	return runes, bytes

@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"unicode/utf8"
 )
 
 // Tokenizer is immutable and safe for concurrent use. The With methods return changed copies that share its tables.
@@ -179,14 +178,12 @@ func (t *Tokenizer) batch(n int, encode func(i int) (*Encoding, error)) ([]*Enco
 func (t *Tokenizer) encode(text string, pair []string) (*Encoding, error) {
 	w := t.core.work()
 	defer t.core.works.Put(w)
-	texts := [2]string{text}
-	if err := w.tokenize(text); err != nil {
+	if err := w.tokenize(0, text); err != nil {
 		return nil, err
 	}
 	n := len(w.tokens)
 	if len(pair) == 1 {
-		texts[1] = pair[0]
-		if err := w.tokenize(pair[0]); err != nil {
+		if err := w.tokenize(1, pair[0]); err != nil {
 			return nil, err
 		}
 	}
@@ -196,7 +193,7 @@ func (t *Tokenizer) encode(text string, pair []string) (*Encoding, error) {
 	if err != nil {
 		return nil, err
 	}
-	build := assembler{w, texts, frame}
+	build := assembler{w, frame}
 	e := build.assemble(parts.a[0], parts.b[0])
 	e.Truncated = len(a) + len(b) - len(parts.a[0]) - len(parts.b[0])
 	if t.overflow {
@@ -225,72 +222,29 @@ func (t *Tokenizer) frame(pair bool) pieces {
 // work is memory for a call.
 func (c *core) work() *work {
 	if w, ok := c.works.Get().(*work); ok {
-		w.tokens, w.texts = w.tokens[:0], w.texts[:0]
+		w.reset()
 		return w
 	}
 	return &work{core: c}
 }
 
-// tokenize appends the tokens of one text, without those of the post-processor, to w.tokens.
-func (w *work) tokenize(text string) error {
+// tokenize appends the tokens of one of the texts, without those of the post-processor, to w.tokens.
+func (w *work) tokenize(input int, text string) error {
 	if len(text) > math.MaxInt32/4 {
 		return fmt.Errorf("tokenizer: text of %d bytes, the limit is 512 MiB", len(text))
 	}
+	w.inputs[input] = newRuneCounter(bytesOf(text))
 	if text == "" {
 		return nil
 	}
 	first := len(w.tokens)
-	w.core.added.extract(w, w.newSegment(text))
+	w.core.added.extract(w, w.newSegment(&w.inputs[input]))
 	for i := first; i < len(w.tokens); i++ {
 		if w.tokens[i].id < 0 {
 			return fmt.Errorf("tokenizer: bytes %d to %d are not in the vocabulary, and it has no unknown token", w.tokens[i].bytes.start, w.tokens[i].bytes.end)
 		}
 	}
-	if !w.noRunes {
-		countRunes(bytesOf(text), w.tokens[first:])
-	}
 	return nil
-}
-
-// countRunes fills in the offsets in code points.
-func countRunes(text []byte, tokens []token) {
-	if ascii(text) {
-		for i := range tokens {
-			tokens[i].runes = tokens[i].bytes
-		}
-		return
-	}
-	at, runes := 0, int32(0) // the last offset asked for
-	count := func(to int32) int32 {
-		if int(to) < at { // spans of neighbours overlap a little
-			at, runes = back(text, at, int(to), runes)
-		}
-		for at < int(to) && at < len(text) {
-			if text[at] < utf8.RuneSelf {
-				at++
-			} else {
-				_, n := utf8.DecodeRune(text[at:])
-				at += n
-			}
-			runes++
-		}
-		return runes
-	}
-	for i := range tokens {
-		t := &tokens[i]
-		t.runes.start = count(t.bytes.start)
-		t.runes.end = count(t.bytes.end)
-	}
-}
-
-// back walks from one offset to an earlier one, both where characters start.
-func back(text []byte, at, to int, runes int32) (int, int32) {
-	for at > to {
-		_, n := utf8.DecodeLastRune(text[:at])
-		at -= n
-		runes--
-	}
-	return at, runes
 }
 
 // Decode makes text of ids. Ids that are not in the vocabulary are left out, and so are special tokens if skipSpecial.

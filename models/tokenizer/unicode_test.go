@@ -12,7 +12,7 @@ import (
 func TestEveryCodePoint(t *testing.T) {
 	const want = "2655d4785960622c72b605c903984f731054c5c92509bc971ae5fc364bacb4d6"
 	w := &work{core: &core{}}
-	norm := func(n normalizer, s string) string { return string(n.normalize(w, w.newSegment(s)).text) }
+	norm := func(n normalizer, s string) string { return string(n.normalize(w, segmentOf(w, s)).text) }
 	nfd := func(s string) string { return norm(unicodeForm{}, s) }
 	h := sha256.New()
 	for r := rune(0); r <= unicode.MaxRune; r++ {
@@ -45,16 +45,21 @@ func TestEveryCodePoint(t *testing.T) {
 // countWords is how many words a pre-tokenizer cuts text into.
 func countWords(p preTokenizer, text string) int {
 	n := wordCounter(0)
-	w := &work{core: &core{model: &n}}
-	p.split(w, 0, w.newSegment(text))
+	w := &work{core: &core{pre: []preTokenizer{p, &n}}}
+	s := segmentOf(w, text)
+	p.split(w, 1, &s, 0, len(text))
 	return int(n)
 }
 
-// wordCounter is a model that counts words.
+// wordCounter counts the words that the stage before it cuts.
 type wordCounter int
 
-func (n *wordCounter) words(*work, segment)                                    { *n++ }
-func (n *wordCounter) tokenize(_ *work, _ []byte, out []piecePart) []piecePart { return out }
+func (n *wordCounter) split(*work, int, *segment, int, int) { *n++ }
+
+func segmentOf(w *work, text string) segment {
+	c := newRuneCounter([]byte(text))
+	return w.newSegment(&c)
+}
 
 // TestLongRunsOfMarks: unlike norm.NFD, unicodeForm does not break up runs of more than 30 marks.
 func TestLongRunsOfMarks(t *testing.T) {
@@ -63,7 +68,7 @@ func TestLongRunsOfMarks(t *testing.T) {
 		text = append(text, rune(0x300+i%2*0x23)) // classes 230 and 220
 	}
 	w := &work{core: &core{}}
-	s := unicodeForm{}.normalize(w, w.newSegment(string(text)))
+	s := unicodeForm{}.normalize(w, segmentOf(w, string(text)))
 	for i, r := range []rune(string(s.text))[1:] {
 		if want := []rune{0x323, 0x300}[i/50]; r != want {
 			t.Fatalf("mark %d is U+%04X, want U+%04X", i, r, want)

@@ -40,8 +40,6 @@ func (m *unigram) round(score float64) float64 {
 	return score
 }
 
-func (m *unigram) words(w *work, s segment) { w.word(&s) }
-
 func (m *unigram) tokenize(w *work, word []byte, out []piecePart) []piecePart {
 	if cap(w.lattice) < len(word)+1 {
 		w.lattice = make([]latticeNode, 0, len(word)+len(word)/2+64)

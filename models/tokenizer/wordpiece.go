@@ -28,8 +28,6 @@ func newWordPiece(t trie, unk int32, maxRunes int) *wordPiece {
 	return m
 }
 
-func (m *wordPiece) words(w *work, s segment) { w.word(&s) }
-
 func (m *wordPiece) tokenize(_ *work, word []byte, out []piecePart) []piecePart {
 	unknown := piecePart{m.unk, 0, int32(len(word))}
 	if len(word) > m.maxRunes && utf8.RuneCount(word) > m.maxRunes {

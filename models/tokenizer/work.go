@@ -4,31 +4,31 @@ package tokenizer
 type work struct {
 	core *core
 
-	noRunes bool // the offsets in code points are not wanted
-
-	tokens  []token
-	texts   []byte // of tokens that are not what the vocabulary says
-	pieces  []piecePart
-	buffers [2]buffer
-	turn    int
-	fixed   buffer // the text with invalid bytes replaced
-	meta    buffer // what pre-tokenizers build
-	spans   []span32
-	changes []change
+	inputs   [2]runeCounter // of both texts
+	tokens   []token
+	texts    []byte   // of tokens that are not what the vocabulary says
+	literals []span32 // in texts
+	pieces   []piecePart
+	segments []segment
+	buffers  [2]buffer
+	turn     int
+	fixed    buffer // the text with invalid bytes replaced
+	meta     buffer // what pre-tokenizers build
+	spans    []span32
+	changes  []change
 
 	composedBuf []change
 	key         []byte // of a vocabulary lookup
 	bpe         bpeWork
 	lattice     []latticeNode
-	cache       []cacheEntry
+	cache       *[cacheSize]cacheEntry
 }
 
 // token is a piece of the original with its id.
 type token struct {
 	id    int32
-	runes span32 // of the original text, in code points
+	text  int32 // in work.literals, if it is not the text of the id; else -1
 	bytes span32
-	text  span32 // in work.texts, if it is not the text of the id; else start is -1
 }
 
 // piecePart is a piece of a word.
@@ -37,84 +37,92 @@ type piecePart struct {
 	start, end int32 // in the word
 }
 
-// stage hands a piece of text to a pre-tokenizer, or to the model behind the last one.
-func (w *work) stage(n int, s segment) {
-	if len(s.text) == 0 {
-		return
+// stage hands the text of s from i to j to a pre-tokenizer, or to the model behind the last one.
+func (w *work) stage(n int, s *segment, i, j int) {
+	switch {
+	case i >= j:
+	case n < len(w.core.pre):
+		w.core.pre[n].split(w, n+1, s, i, j)
+	case w.core.cutter != nil:
+		w.core.cutter.words(w, s, i, j)
+	default:
+		w.word(s, i, j)
 	}
-	if n < len(w.core.pre) {
-		w.core.pre[n].split(w, n+1, s)
-		return
-	}
-	w.core.model.words(w, s)
 }
 
-// word cuts one word into tokens: most are one token that the vocabulary knows to be what the model makes of it, most
-// others were seen before.
-func (w *work) word(s *segment) {
-	v := &w.core.vocab
-	key := s.text
-	if suffix := w.core.suffix; suffix != "" {
-		w.key = append(append(w.key[:0], key...), suffix...)
-		key = w.key
+// segment is a place for what the stage before n makes. It is kept in the work, because stages get a pointer to it.
+func (w *work) segment(n int) *segment {
+	for n >= len(w.segments) {
+		w.segments = append(w.segments, segment{})
 	}
-	hash := hashBytes(key)
-	if id := v.find(key, hash); id >= 0 && v.flags[id]&flagWhole != 0 {
-		w.tokens = append(w.tokens, token{id: id, bytes: s.span(0, len(s.text)), text: span32{-1, 0}})
+	return &w.segments[n]
+}
+
+// word cuts one word, the text of s from i to j, into tokens. Most words were seen before.
+func (w *work) word(s *segment, i, j int) {
+	word := s.text[i:j]
+	if len(word) > cacheKey {
+		w.pieces = w.cut(word, w.pieces[:0])
+		w.emit(s, i, w.pieces)
 		return
 	}
-	var slot *cacheEntry
-	if len(s.text) <= cacheKey {
-		if w.cache == nil {
-			w.cache = make([]cacheEntry, cacheSize)
-		}
-		slot = &w.cache[hash>>32%cacheSize]
-		if slot.hash == hash && int(slot.length) == len(s.text) && string(slot.key[:slot.length]) == string(s.text) {
-			for i := range int(slot.n) {
-				w.emit(s, piecePart{slot.ids[i], int32(slot.at[i][0]), int32(slot.at[i][1])})
-			}
+	if w.cache == nil {
+		w.cache = new([cacheSize]cacheEntry)
+	}
+	key, hash := newWordKey(word)
+	e := &w.cache[hash%cacheSize]
+	if !e.is(&key, len(word)) {
+		w.pieces = w.cut(word, w.pieces[:0])
+		if !e.set(&key, len(word), w.pieces) {
+			w.emit(s, i, w.pieces)
 			return
 		}
 	}
-	w.pieces = w.core.model.tokenize(w, s.text, w.pieces[:0])
-	for _, p := range w.pieces {
-		w.emit(s, p)
-	}
-	if slot != nil && len(w.pieces) <= cachePieces {
-		slot.hash, slot.length, slot.n = hash, uint8(len(s.text)), uint8(len(w.pieces))
-		copy(slot.key[:], s.text)
-		for i, p := range w.pieces {
-			slot.ids[i], slot.at[i] = p.id, [2]uint8{uint8(p.start), uint8(p.end)}
-		}
+	start := i
+	for k := range min(int(e.n), cachePieces) {
+		end := i + int(e.ends[k])
+		w.add(s, e.ids[k], start, end)
+		start = end
 	}
 }
 
-func (w *work) emit(s *segment, p piecePart) {
-	t := token{id: p.id, bytes: s.span(int(p.start), int(p.end)), text: span32{-1, 0}}
-	if p.id == w.core.literalUnk {
-		t.text = w.keep(s.text[p.start:p.end])
+// cut appends the pieces of a word: often it is one, which the vocabulary knows to be what the model makes of it.
+func (w *work) cut(word []byte, out []piecePart) []piecePart {
+	v := &w.core.vocab
+	key := word
+	if suffix := w.core.suffix; suffix != "" {
+		w.key = append(append(w.key[:0], word...), suffix...)
+		key = w.key
 	}
-	w.tokens = append(w.tokens, t)
+	if id := v.find(key, hashBytes(key)); id >= 0 && v.flags[id]&flagWhole != 0 {
+		return append(out, piecePart{id, 0, int32(len(word))})
+	}
+	return w.core.model.tokenize(w, word, out)
+}
+
+// emit appends the tokens of a word that starts at i.
+func (w *work) emit(s *segment, i int, pieces []piecePart) {
+	for _, p := range pieces {
+		w.add(s, p.id, i+int(p.start), i+int(p.end))
+	}
+}
+
+func (w *work) add(s *segment, id int32, i, j int) {
+	text := int32(-1)
+	if id == w.core.literalUnk {
+		text = w.keep(s.text[i:j])
+	}
+	w.tokens = append(w.tokens, token{id: id, text: text, bytes: s.span(i, j)})
 }
 
 // keep keeps the text of a token.
-func (w *work) keep(text []byte) span32 {
+func (w *work) keep(text []byte) int32 {
 	at := int32(len(w.texts))
 	w.texts = append(w.texts, text...)
-	return span32{at, int32(len(w.texts))}
+	w.literals = append(w.literals, span32{at, int32(len(w.texts))})
+	return int32(len(w.literals) - 1)
 }
 
-const (
-	cacheSize   = 4096
-	cacheKey    = 30
-	cachePieces = 8
-)
-
-// cacheEntry is a word that the model cut into pieces.
-type cacheEntry struct {
-	hash      uint64
-	length, n uint8
-	key       [cacheKey]byte
-	ids       [cachePieces]int32
-	at        [cachePieces][2]uint8
+func (w *work) reset() {
+	w.tokens, w.texts, w.literals = w.tokens[:0], w.texts[:0], w.literals[:0]
 }
