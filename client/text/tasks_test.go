@@ -216,7 +216,14 @@ func TestTag(t *testing.T) {
 
 func TestAnswer(t *testing.T) {
 	g := readTruth(t)
-	p := openFolder(t, daemon(t), "heads", "qa")
+	c := daemon(t)
+	for _, name := range []string{"qa", "qa-roberta"} {
+		t.Run(name, func(t *testing.T) { answers(t, openFolder(t, c, "heads", name), g.Heads[name]) })
+	}
+}
+
+func answers(t *testing.T, p *text.Pipeline, truth json.RawMessage) {
+	t.Helper()
 	for _, w := range decode[[]struct {
 		Question, Context string
 		Args              struct {
@@ -232,7 +239,7 @@ func TestAnswer(t *testing.T) {
 			Start, End int
 			Answer     string
 		}
-	}](t, g.Heads["qa"]) {
+	}](t, truth) {
 		a := w.Args
 		got, err := p.Answer(ctx, []models.Question{{Question: w.Question, Context: w.Context}}, models.AnswerOptions{
 			TopK: a.TopK, MaxTokens: a.MaxTokens, Stride: a.Stride, MaxAnswer: a.MaxAnswer, Impossible: a.Impossible, Pieces: a.Align != nil && !*a.Align,

@@ -14,6 +14,9 @@ func (p *Pipeline) startsWord(e *tokenizer.Encoding, i int, text string) bool {
 	if prefix := p.tok.ContinuingPrefix(); prefix != "" {
 		return !strings.HasPrefix(e.Tokens[i], prefix)
 	}
+	if i > 0 && e.Input[i-1] == e.Input[i] && (e.Tokens[i-1] == "▁" || e.Tokens[i-1] == "Ġ") {
+		return false // the space before a word is a part of it
+	}
 	at := e.Bytes[i].Start
 	if at == 0 || strings.HasPrefix(e.Tokens[i], "▁") || strings.HasPrefix(e.Tokens[i], "Ġ") {
 		return true

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
 from transformers import (BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification,
-                          BertForTokenClassification, BertModel, PreTrainedTokenizerFast, pipeline)
+                          BertForTokenClassification, BertModel, PreTrainedTokenizerFast, RobertaConfig,
+                          RobertaForQuestionAnswering, RobertaTokenizerFast, pipeline)
 
 try:
     from sentence_transformers.base.modules import Dense
@@ -108,6 +109,13 @@ def answers(p):
 
 
 head("qa", BertForQuestionAnswering, 7, "question-answering", answers, wide=2)
+# A tokenizer whose tokens do not tell where words begin.
+byte_level = RobertaTokenizerFast("../oldtokenizers/roberta/vocab.json", "../oldtokenizers/roberta/merges.txt", model_max_length=MAX)
+torch.manual_seed(13)
+roberta = RobertaForQuestionAnswering(RobertaConfig(**{**config().to_diff_dict(), "model_type": "roberta", "vocab_size": len(byte_level), "type_vocab_size": 1, "pad_token_id": 1}))
+roberta.eval().save_pretrained("heads/qa-roberta")
+byte_level.save_pretrained("heads/qa-roberta")
+golden["heads"]["qa-roberta"] = plain(answers(pipeline("question-answering", model=roberta, tokenizer=byte_level, device="cpu")))
 MASKED = ["show me the [MASK]", "[MASK] the old [MASK] please", "what is the weather in [MASK]?"]
 head("mlm", BertForMaskedLM, 8, "fill-mask", lambda p: [{"text": t, "answers": p(t, top_k=4)} for t in MASKED])
 
