@@ -180,7 +180,8 @@ func (f Infer) forward(ctx context.Context, s Shape) (Forward, error) {
 		row.Runs, row.Best, row.Median = len(runs), runs[0], runs[len(runs)/2]
 		row.Texts, row.Tokens = float64(s.Texts)/row.Median, float64(s.Texts*s.Tokens)/row.Median
 		row.Flops = f.work(s) / row.Median
-		row.Read = f.weights() * float64((s.Texts*s.Tokens+encoder.Together-1)/encoder.Together) / row.Median
+		together := f.Model.Together()
+		row.Read = f.weights() * float64((s.Texts*s.Tokens+together-1)/together) / row.Median
 		row.Peak = (before + after) / 2
 		if row.Peak == 0 {
 			return row, nil

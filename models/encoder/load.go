@@ -252,7 +252,7 @@ func Load(dev gpu.Device, c *Config, src Weights) (*Model, error) {
 	}
 	l := newLoader(dev, src, c.family.prefix)
 	l.sizes = c.sizes
-	m := &Model{config: c, sizes: c.sizes, dev: dev, task: c.task}
+	m := &Model{config: c, sizes: c.sizes, dev: dev, task: c.task, together: min(128*max(dev.Info().Threads, 1), 512)}
 	if !c.given && (l.have["classifier.weight"] || l.have["classifier.out_proj.weight"]) {
 		m.task = Classify
 	}

@@ -33,6 +33,8 @@ type Model struct {
 	dev    gpu.Device
 	params []models.Param
 
+	together int // see Together
+
 	net    net
 	pooler *top // or nil
 	head   *top // or nil
@@ -149,14 +151,15 @@ type part struct {
 	seqs gpu.Ragged
 }
 
-// Together is about how many tokens go through a layer together: enough to keep the kernels busy, and few enough that what a
-// layer needs for them stays in a cache, and memory small whatever the batch.
-const Together = 512
+// Together is about how many tokens go through a layer together: enough to keep the device's threads busy, and few enough that
+// what each of them works on stays in its cache, and memory small whatever the batch.
+func (m *Model) Together() int { return m.together }
 
 // divide makes parts of about the same size of the texts.
 func (p *pass) divide() {
 	b := &p.b
-	n := (len(b.IDs) + Together - 1) / Together
+	together := p.m.Together()
+	n := (len(b.IDs) + together - 1) / together
 	if n <= 1 {
 		p.parts = append(p.parts[:0], part{0, p.seqs})
 		return
