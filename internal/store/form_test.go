@@ -249,3 +249,42 @@ func BenchmarkMakeForm(b *testing.B) {
 		})
 	}
 }
+
+// A compaction moves a version to other files, and its forms stay: they know it by its digest.
+func TestFormsOutliveACompaction(t *testing.T) {
+	s := open(t, testPath(t))
+	with := func(name string, rows ...row) *manifest.Sealed {
+		d := draft(append(rows, row{name, 100, 9})...)
+		w := linear(256<<10, 77)
+		d.Tensors = append(d.Tensors, w.Tensors[0])
+		d.Root.Params = append(d.Root.Params, manifest.Param{Name: "w", Tensor: len(d.Tensors) - 1})
+		return sealed(t, d)
+	}
+	put(t, s, "m:old", with("a", rowsOf("b", 20, 256<<10, 1)...))
+	put(t, s, "m:new", with("c"))
+	attach := func() {
+		t.Helper()
+		l, files, err := s.AttachAs("m:new", Holder{}, Ask{Form: derive.Packed})
+		if err != nil {
+			t.Fatal(err)
+		}
+		closeAll(files)
+		s.Release(l.ID)
+	}
+	attach()
+	s.mu.Lock()
+	before := s.forms[formKey{s.models["m"].tags["new"], derive.Packed}]
+	s.mu.Unlock()
+	if _, err := s.Remove("m:old", false); err != nil {
+		t.Fatal(err)
+	}
+	settledStore(t, s)
+	attach()
+	s.mu.Lock()
+	after := s.forms[formKey{s.models["m"].tags["new"], derive.Packed}]
+	s.mu.Unlock()
+	if before == nil || before != after {
+		t.Errorf("the form was %p, it is %p", before, after)
+	}
+	check(t, s)
+}
