@@ -219,8 +219,10 @@ func readModule(path string, into any) error {
 	return nil
 }
 
+type legacyMode struct{ key, mode string }
+
 // legacyModes are the older keys of pooling modes, in the order in which their vectors follow each other.
-var legacyModes = []struct{ key, mode string }{
+var legacyModes = []legacyMode{
 	{"pooling_mode_cls_token", text.PoolCLS}, {"pooling_mode_max_tokens", text.PoolMax}, {"pooling_mode_mean_tokens", text.PoolMean},
 	{"pooling_mode_mean_sqrt_len_tokens", text.PoolSqrtLen}, {"pooling_mode_weightedmean_tokens", text.PoolWeighted}, {"pooling_mode_lasttoken", text.PoolLast},
 }
@@ -244,6 +246,12 @@ func readPooling(path string) (text.PoolingConfig, error) {
 	for _, l := range legacyModes {
 		if len(c.Modes) == 0 && string(raw[l.key]) == "true" {
 			cfg.Modes = append(cfg.Modes, l.mode)
+		}
+	}
+	for key, v := range raw { // a mode that nobody here knows is not left out
+		mode, isMode := strings.CutPrefix(key, "pooling_mode_")
+		if isMode && string(v) == "true" && !slices.ContainsFunc(legacyModes, func(l legacyMode) bool { return l.key == key }) {
+			cfg.Modes = append(cfg.Modes, mode)
 		}
 	}
 	if len(cfg.Modes) == 0 {
