@@ -12,9 +12,6 @@ type bertNormalizer struct {
 }
 
 func (n bertNormalizer) normalize(w *work, s segment) segment {
-	if plain, ok := n.plain(w, s); ok {
-		return plain
-	}
 	if n.cleanText {
 		s = w.filter(s, func(_ class, r rune) bool { return !removed(r) })
 		s = w.mapRunes(s, func(c class, r rune) rune {
@@ -29,9 +26,7 @@ func (n bertNormalizer) normalize(w *work, s segment) segment {
 	}
 	if n.stripAccents {
 		s = unicodeForm{}.normalize(w, s)
-		if !ascii(s.text) {
-			s = w.filter(s, func(_ class, r rune) bool { return r < 0x300 || !unicode.Is(mnTable, r) })
-		}
+		s = w.filter(s, func(_ class, r rune) bool { return r < 0x300 || !unicode.Is(mnTable, r) })
 	}
 	if n.lowercase {
 		s = lowercase{}.normalize(w, s)
@@ -39,40 +34,18 @@ func (n bertNormalizer) normalize(w *work, s segment) segment {
 	return s
 }
 
-// plain does all of it at once for text in ASCII without control characters.
-func (n bertNormalizer) plain(w *work, s segment) (segment, bool) {
-	if s.from != nil || s.lead > 0 {
-		return s, false
+// joins: marks that stay when accents go change places with others.
+func (n bertNormalizer) joins(r rune) joins {
+	if !n.stripAccents {
+		return 0
 	}
-	upper := byte(0)
-	if n.lowercase {
-		upper = 'a' - 'A'
-	}
-	b := w.next()
-	text := b.text
-	if cap(text) < len(s.text) {
-		text = make([]byte, 0, len(s.text)+len(s.text)/4)
-	}
-	text = text[:len(s.text)]
-	for i, c := range s.text {
-		switch {
-		case c >= 'A' && c <= 'Z':
-			c += upper
-		case c < ' ' || c >= 0x7f:
-			if c != '\t' && c != '\n' && c != '\r' {
-				b.text = text[:0]
-				w.turn ^= 1
-				return s, false
-			}
-			if n.cleanText {
-				c = ' '
-			}
+	var buf [maxDecomposed]change
+	for _, c := range (unicodeForm{}).decompose(buf[:0], classes(), r) {
+		if combiningClass(c.r) != 0 && !unicode.Is(mnTable, c.r) {
+			return entangled
 		}
-		text[i] = c
 	}
-	b.text = text
-	s.text = text
-	return s, true
+	return 0
 }
 
 // removed reports whether clean_text drops the rune.

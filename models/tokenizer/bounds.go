@@ -50,6 +50,11 @@ func (r *rewriting) add(n normalizer) {
 			r.add(one)
 		}
 		return
+	case *memo:
+		for _, one := range n.stages {
+			r.add(one)
+		}
+		return
 	case lowercase, bertNormalizer:
 		factor = 6 // of a character whose lower case is longer, or spaces around it
 	case unicodeForm:

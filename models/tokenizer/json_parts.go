@@ -13,7 +13,7 @@ func (c *core) configure(config []byte, maps [][]byte) error {
 	var err error
 	o := readObject("file", config, &err)
 	if n := o.object("normalizer"); n != nil {
-		c.normalizer = readNormalizer(n, maps)
+		c.normalizer = memoized(readNormalizer(n, maps))
 	}
 	if p := o.object("pre_tokenizer"); p != nil {
 		c.pre = readPreTokenizer(p, nil)

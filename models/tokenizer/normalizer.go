@@ -88,21 +88,6 @@ func (w *work) mapRunes(s segment, to func(c class, r rune) rune) segment {
 type lowercase struct{}
 
 func (lowercase) normalize(w *work, s segment) segment {
-	if ascii(s.text) {
-		b := w.next()
-		for _, c := range s.text {
-			if c >= 'A' && c <= 'Z' {
-				c += 'a' - 'A'
-			}
-			b.text = append(b.text, c)
-		}
-		s.text = b.text
-		if s.from != nil { // the buffer that they lie in may be rewritten next, and this text lies in the other one
-			b.from = append(b.from, s.from...)
-			s.from = b.from
-		}
-		return s
-	}
 	changes, same := w.changes[:0], true
 	for i := 0; i < len(s.text); {
 		r, n := utf8.DecodeRune(s.text[i:])
@@ -121,14 +106,15 @@ func (lowercase) normalize(w *work, s segment) segment {
 	return w.transform(s, changes, 0)
 }
 
+func (lowercase) joins(rune) joins { return 0 }
+
 type stripAccents struct{}
 
 func (stripAccents) normalize(w *work, s segment) segment {
-	if ascii(s.text) {
-		return s
-	}
 	return w.filter(s, func(c class, _ rune) bool { return c&clAccent == 0 })
 }
+
+func (stripAccents) joins(rune) joins { return 0 }
 
 // strip drops the white space at the ends.
 type strip struct{ left, right bool }
@@ -205,6 +191,14 @@ func (n replace) normalize(w *work, s segment) segment {
 	return b.segment()
 }
 
+func (replace) joins(rune) joins { return 0 }
+
+// oneRune reports whether the pattern is one character, so that it is charwise.
+func (n replace) oneRune() bool {
+	l, ok := n.find.(literal)
+	return ok && utf8.RuneCountInString(string(l)) == 1
+}
+
 // A finder looks for the first match that starts at from or later; a match is not empty. -1: there is none.
 type finder interface {
 	find(text []byte, from int) (start, end int)
@@ -226,6 +220,8 @@ func (l literal) find(text []byte, from int) (int, int) {
 
 // nmt is the cleaning of Google's machine translation.
 type nmt struct{}
+
+func (nmt) joins(rune) joins { return 0 }
 
 func (nmt) normalize(w *work, s segment) segment {
 	s = w.filter(s, func(_ class, r rune) bool {

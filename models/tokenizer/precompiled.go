@@ -84,9 +84,6 @@ func (p precompiled) match(text []byte, shortest bool) (replacement []byte, size
 }
 
 func (p precompiled) normalize(w *work, s segment) segment {
-	if p.plain(s.text) {
-		return s
-	}
 	changes, modified := w.changes[:0], false
 	for i := 0; i < len(s.text); {
 		n := grapheme(s.text[i:])
@@ -96,6 +93,7 @@ func (p precompiled) normalize(w *work, s segment) segment {
 			if to, ok := p.lookup(part); ok {
 				modified = true
 				changes = replaceRunes(changes, part, to)
+				w.removed = w.removed || len(to) == 0
 				continue
 			}
 		}
@@ -104,6 +102,7 @@ func (p precompiled) normalize(w *work, s segment) segment {
 			if to, ok := p.lookup(part[:size]); ok {
 				modified = true
 				changes = replaceRunes(changes, part[:size], to)
+				w.removed = w.removed || len(to) == 0
 			} else {
 				changes = append(changes, change{r, 0})
 			}
@@ -117,28 +116,20 @@ func (p precompiled) normalize(w *work, s segment) segment {
 	return w.transform(s, changes, 0)
 }
 
-// plain reports whether text has only printable ASCII, of which no character is replaced in any table; to be sure of that
-// the table is asked.
-func (p precompiled) plain(text []byte) bool {
-	for _, c := range text {
-		if c < ' ' || c > '~' {
-			return false
-		}
+// joins: clusters of characters are looked up as one.
+func (p precompiled) joins(r rune) joins {
+	if r < utf8.RuneSelf && r != '\r' {
+		return 0
 	}
-	u := uint32(0)
-	if len(p.units) >= 4 {
-		u = binary.LittleEndian.Uint32(p.units)
+	switch classes().of(r) >> clGrapheme {
+	case grExtend, grSpacing, grV, grT:
+		return joinsBefore
+	case grCR, grL, grFlag, grPrepend:
+		return joinsBehind
+	case grZWJ:
+		return joinsBefore | joinsBehind
 	}
-	base := u >> 10 << (u & (1 << 9) >> 6)
-	for c := uint32(' '); c <= '~'; c++ {
-		i := int64(base^c) * 4
-		if i+4 <= int64(len(p.units)) && binary.LittleEndian.Uint32(p.units[i:])&(1<<31|0xff) == c {
-			if _, ok := p.lookup([]byte{byte(c)}); ok {
-				return false
-			}
-		}
-	}
-	return true
+	return 0
 }
 
 // replaceRunes puts the characters of to in the place of those of old.

@@ -16,9 +16,6 @@ import (
 type unicodeForm struct{ compat, compose bool }
 
 func (f unicodeForm) normalize(w *work, s segment) segment {
-	if f.unchanged(s.text) {
-		return s
-	}
 	table := classes()
 	changes := w.changes[:0]
 	marks := 0 // where the run of marks at the end of changes starts
@@ -42,28 +39,22 @@ func (f unicodeForm) normalize(w *work, s segment) segment {
 	return w.transform(s, changes, 0)
 }
 
-// unchanged reports whether text is plain enough to be in the form.
-func (f unicodeForm) unchanged(text []byte) bool {
-	limit := rune(0xc0) // the first with a decomposition
-	switch {
-	case f.compat:
-		limit = 0xa0
-	case f.compose:
-		limit = 0x300 // the first mark; what stands before it composes to itself
+// joins: marks change places, and what composes does so with the character before it.
+func (f unicodeForm) joins(r rune) joins {
+	if r < 0xa0 {
+		return 0
 	}
-	for i := 0; i < len(text); {
-		if text[i] < utf8.RuneSelf {
-			i++
-			continue
-		}
-		r, n := utf8.DecodeRune(text[i:])
-		if r >= limit {
-			return false
-		}
-		i += n
+	var buf [maxDecomposed]change
+	first := f.decompose(buf[:0], classes(), r)[0].r
+	var b [utf8.UTFMax]byte
+	if combiningClass(first) != 0 || !norm.NFC.Properties(b[:utf8.EncodeRune(b[:], first)]).BoundaryBefore() {
+		return joinsBefore
 	}
-	return true
+	return 0
 }
+
+// maxDecomposed is the most characters that one decomposes into.
+const maxDecomposed = 18
 
 func (f unicodeForm) decompose(changes []change, table *classTable, r rune) []change {
 	const (

@@ -1,5 +1,7 @@
 package tokenizer
 
+import "unicode/utf8"
+
 // work is the memory of one call at a time. Nothing in it survives a call but capacity, and the cache of words.
 type work struct {
 	core *core
@@ -22,6 +24,9 @@ type work struct {
 	bpe         bpeWork
 	lattice     []latticeNode
 	cache       *[cacheSize]cacheEntry
+	memos       []*memoWork
+	char        [utf8.UTFMax]byte
+	removed     bool // Precompiled put nothing in the place of something: that changes where the character before comes from
 }
 
 // token is a piece of the original with its id.
