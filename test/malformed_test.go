@@ -442,7 +442,7 @@ var directories = []struct {
 	{"tokenizer.json has nothing in it", func(d modelDir) { d.write("tokenizer.json", []byte("{}")) }, zcerr.Invalid, []string{"tokenizer.json", "version"}},
 	{"Normalize before Pooling", func(d modelDir) {
 		d.sentence(`,{"idx":1,"name":"1","path":"2_Normalize","type":"sentence_transformers.models.Normalize"}` + strings.Replace(pooling, `"idx":1`, `"idx":2`, 1))
-	}, zcerr.Unsupported, []string{"modules.json", "a Pooling after a Normalize"}},
+	}, zcerr.Unsupported, []string{"modules.json", "entry 1 is a Normalize after a Transformer"}},
 	{"an empty directory", func(d modelDir) {
 		all, err := os.ReadDir(d.dir)
 		if err != nil {
