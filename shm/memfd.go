@@ -211,7 +211,7 @@ func newMemfd(size int64) (*os.File, error) {
 		return nil, fmt.Errorf("create memfd: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), memfdName)
-	if err := call("fallocate", func() error { return unix.Fallocate(fd, 0, 0, size) }); err != nil {
+	if err := reserve(f, size, kernelHuge()); err != nil {
 		f.Close()
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.ENOMEM) {
 			_, free := Memory()

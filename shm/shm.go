@@ -1,7 +1,7 @@
 // Package shm keeps read-only runs of bytes in shared memory: named files of a private tmpfs directory.
 //
 // A segment is made in a file without a name (O_TMPFILE), whose blocks are reserved before the first byte is written
-// (fallocate), and gets its name only when it is whole ([Writer.Publish], a link). A half-written segment therefore cannot
+// (reserve), and gets its name only when it is whole ([Writer.Publish], a link). A half-written segment therefore cannot
 // exist: a crash at any point leaves nothing. A published segment is never written, truncated or punched again; deleting is
 // unlinking, and whoever has it mapped keeps valid bytes.
 //
@@ -352,8 +352,7 @@ func (d *Dir) Create(size int64) (*Writer, error) {
 		return nil, fmt.Errorf("create segment: %w", d.explainFull(err))
 	}
 	f := os.NewFile(uintptr(fd), "unpublished segment")
-	err = call("fallocate", func() error { return unix.Fallocate(fd, 0, 0, size) })
-	if err != nil {
+	if err := reserve(f, size, d.huge); err != nil {
 		f.Close()
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) {
 			return nil, &NoSpaceError{Dir: d.path, Need: uint64(size), Have: d.free()}
