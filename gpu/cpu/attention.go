@@ -12,7 +12,7 @@ const queryBlock = 16
 // Attention implements gpu.Queue.
 func (q *queue) Attention(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 	switch k := q.d.k; {
-	case a.Window > 0 || a.Bias.Buf != nil || a.Relative.IDs.Buf != nil:
+	case a.Relative.IDs.Buf != nil, (a.Window > 0 || a.Bias.Buf != nil) && (k == nil || a.Causal || a.Seqs.Mask.Buf != nil):
 		q.attentionNear(dst, qm, km, vm, a)
 	case k != nil:
 		q.attentionTiles(k, dst, qm, km, vm, a)

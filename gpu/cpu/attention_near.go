@@ -16,8 +16,8 @@ type near struct {
 	size          int
 }
 
-// attentionNear is Attention with a window, biases or keys by distance, in plain Go on every tier. A piece is one head of one
-// sequence, a query after the other with the keys that it sees.
+// attentionNear is Attention with keys by distance, in plain Go on every tier; and with a window or biases where tiles do not have
+// them: with a mask, or causal. A piece is one head of one sequence, a query after the other with the keys that it sees.
 func (q *queue) attentionNear(dst, qm, km, vm gpu.Matrix, a gpu.Attention) {
 	n := near{a: a, offsets: int32s(floats(a.Seqs.Offsets)), size: qm.Cols / a.Heads}
 	if a.Seqs.Mask.Buf != nil {

@@ -36,7 +36,7 @@ func (t *attentionTask) do(piece int, s *scratch) {
 		return
 	}
 	at := nth * t.size
-	h := head{k: t.k, s: s, size: t.size, scale: t.a.Scale, causal: t.a.Causal,
+	h := head{k: t.k, s: s, size: t.size, scale: t.a.Scale, causal: t.a.Causal, window: t.a.Window,
 		dst: t.dst.Slice(from, n).Columns(at, t.size), q: t.q.Slice(from, n).Columns(at, t.size)}
 	at = nth / (t.a.Heads / t.a.KVHeads) * t.size
 	keys, values := t.kk.Slice(from, n).Columns(at, t.size), t.vv.Slice(from, n).Columns(at, t.size)
@@ -46,6 +46,9 @@ func (t *attentionTask) do(piece int, s *scratch) {
 		h.n = n
 		h.keys(floats(keys), keys.Stride)
 		h.values(floats(values), values.Stride)
+	}
+	if t.a.Bias.Buf != nil {
+		h.biases(t.a.Bias.Slice(t.a.Seqs.MaxLen-n, 2*n-1).Columns(nth, 1))
 	}
 	h.run()
 	s.forget()
@@ -65,6 +68,9 @@ type head struct {
 
 	causal bool
 	seen   []int // of a mask: how many keys are seen up to each token
+	window int   // keys are seen that are at most so far; 0: all
+
+	bias []float32 // what scores get by n-1+key-query, before they are scaled; nil: nothing
 }
 
 // upTo is how many keys a query sees.
@@ -127,6 +133,23 @@ func (h *head) values(rows []float32, ld int) {
 	}
 }
 
+// biases puts what scores get in a row.
+func (h *head) biases(m gpu.Matrix) {
+	h.s.near = grow(h.s.near, m.Rows)
+	h.bias = h.s.near
+	for i, b := 0, floats(m); i < m.Rows; i++ {
+		h.bias[i] = b[i*m.Stride] / h.scale
+	}
+}
+
+// near is the keys that some of m queries from the i-th on see.
+func (h *head) near(i, m int) (from, to int) {
+	if h.window == 0 {
+		return 0, h.upTo(i + m - 1)
+	}
+	return max(0, i-h.window), min(h.n, i+m+h.window)
+}
+
 func (h *head) run() {
 	if h.n == 0 {
 		for i := range h.dst.Rows {
@@ -137,7 +160,7 @@ func (h *head) run() {
 	ld := roundUp(h.n, lanes) + lanes // of the scores, no multiple of 4096 bytes for long
 	h.s.scores = grow(h.s.scores, h.k.maxRows*ld)
 	h.s.inv = grow(h.s.inv, h.k.maxRows)
-	if h.causal && !h.finite() {
+	if (h.causal || h.window > 0) && !h.finite() {
 		for i := range h.q.Rows {
 			h.block(i, 1, ld)
 		}
@@ -146,8 +169,8 @@ func (h *head) run() {
 	h.k.down(h.q.Rows, 2*lanes, func(i, m int) { h.block(i, m, ld) })
 }
 
-// finite reports whether all values are. Queries of a block meet the keys that only the last of them sees with weight 0, which
-// is nothing but for NaN and infinities.
+// finite reports whether all values are. Queries of a block meet the keys that only others of it see with weight 0, which is
+// nothing but for NaN and infinities.
 func (h *head) finite() bool {
 	h.s.zeros = grow(h.s.zeros, h.n)
 	clear(h.s.zeros)
@@ -171,19 +194,21 @@ func (h *head) finite() bool {
 func (h *head) block(i, m, ld int) {
 	s, t, b := h.s, &h.s.tile, &h.s.block
 	qs, ds := floats(h.q), floats(h.dst)
-	n := h.upTo(i + m - 1)
+	first, end := h.near(i, m)
+	panel := first / lanes * lanes // scores are from here on
+	n := end - panel
 	depth := roundUp(h.size, lanes)
 	*t = tile{a: &qs[i*h.q.Stride], lda: 4 * h.q.Stride, step: 4 * lanes, k: h.size, ldc: 4 * ld, panel: 4 * lanes * depth}
 	h.k.across(n, m, func(col, width, panels int) {
-		t.b = &h.packed[col*depth]
+		t.b = &h.packed[(panel+col)*depth]
 		t.c = &s.scores[col]
 		t.lanes = width - (panels-1)*lanes
 		h.k.gemm[m][panels](t)
 	})
-	h.weigh(i, m, n, ld)
-	*t = tile{a: &s.scores[0], lda: 4 * ld, step: 4 * h.ldv, panel: 4 * lanes, k: n, ldc: 4 * h.dst.Stride}
+	h.weigh(i, m, panel, n, ld)
+	*t = tile{a: &s.scores[first-panel], lda: 4 * ld, step: 4 * h.ldv, panel: 4 * lanes, k: end - first, ldc: 4 * h.dst.Stride}
 	h.k.across(h.size, m, func(col, width, panels int) {
-		t.b = &h.v[col]
+		t.b = &h.v[first*h.ldv+col]
 		t.c = &ds[i*h.dst.Stride+col]
 		t.lanes = width - (panels-1)*lanes
 		h.k.gemm[m][panels](t)
@@ -193,23 +218,33 @@ func (h *head) block(i, m, ld int) {
 	h.k.scaleRows(b)
 }
 
-// weigh makes weights of the scores of a block, and of what they add up to its inverse: in each row for the keys that the query
-// sees, and 0 up to n.
-func (h *head) weigh(i, m, n, ld int) {
+// weigh makes weights of the scores of a block, which are n from a key on, and of what they add up to its inverse: in each row
+// for the keys that the query sees, and 0 for the others.
+func (h *head) weigh(i, m, key, n, ld int) {
 	s, b := h.s, &h.s.block
+	if h.bias != nil {
+		for r := range m {
+			row := s.scores[r*ld:][:n]
+			for j, x := range h.bias[h.n-1-(i+r)+key:][:n] {
+				row[j] += x
+			}
+		}
+	}
 	*b = block{lddst: 4 * ld, ldsrc: 4 * ld, rows: m, cols: n, dst: &s.scores[0], src: &s.scores[0], inv: &s.inv[0], scale: h.scale}
-	if !h.causal {
+	if !h.causal && h.window == 0 {
 		h.k.expRows(b)
 		return
 	}
 	b.rows = 1
 	for r := range m {
-		row, seen := s.scores[r*ld:][:n], h.upTo(i+r)
+		from, to := h.near(i+r, 1)
+		row := s.scores[r*ld:][:n]
 		s.inv[r] = 0
-		if seen > 0 {
-			b.dst, b.src, b.inv, b.cols = &row[0], &row[0], &s.inv[r], seen
+		if to > from {
+			b.dst, b.src, b.inv, b.cols = &row[from-key], &row[from-key], &s.inv[r], to-from
 			h.k.expRows(b)
 		}
-		clear(row[seen:])
+		clear(row[:from-key])
+		clear(row[to-key:])
 	}
 }

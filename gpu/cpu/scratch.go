@@ -11,6 +11,7 @@ type scratch struct {
 	stage, whole     []float32 // rows that become panels: widened, completed
 	rows             []float32 // rows of x, moved apart
 	seenK, seenV     []float32 // keys and values that are not hidden
+	near             []float32 // of a head, by distance
 	seen             []int     // how many of them up to each token
 	scores, inv      []float32
 	zeros            []float32

@@ -502,6 +502,9 @@ func testDistances(t *testing.T, dev gpu.Device) {
 		{name: "window of nothing but itself and its neighbours", heads: 1, size: 64, starts: []int{0, 40}, window: 1, masked: true},
 		{name: "window wider than all", heads: 3, size: 8, starts: []int{0, 7, 20}, window: 64},
 		{name: "causal window", heads: 2, size: 16, starts: []int{0, 50}, window: 7, causal: true},
+		{name: "long window", heads: 2, size: 32, starts: []int{0, 211, 300}, window: 17},
+		{name: "long bias and window", heads: 3, size: 40, starts: []int{0, 140, 141, 300}, window: 64, bias: true},
+		{name: "bias, long", heads: 2, size: 64, starts: []int{0, 205}, bias: true},
 		{name: "bias", heads: 12, size: 64, starts: []int{0, 31, 31, 64}, bias: true},
 		{name: "bias, masked", heads: 3, size: 5, starts: []int{0, 9, 40}, bias: true, masked: true},
 		{name: "relative keys", heads: 2, size: 12, starts: []int{0, 6, 23}, numbers: 9, keys: true},
@@ -520,6 +523,9 @@ func testDistances(t *testing.T, dev gpu.Device) {
 						vg.set(i, 0, math.NaN())
 					}
 				}
+			}
+			if c.window > 0 && c.starts[1] > 2*c.window+2 { // what no query of a window sees does not count for it, whatever it is
+				vg.set(0, 0, math.Inf(1))
 			}
 			seqs := b.s.Ragged(c.starts, mask)
 			far := &distances{window: c.window, longest: seqs.MaxLen}
