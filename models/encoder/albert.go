@@ -69,10 +69,8 @@ func (c *albertConfig) head(l *loader, t Task) (head, pooler *top) {
 	switch t {
 	case Classify:
 		head = &top{steps: append(pooler.steps[:1:1], l.step("classifier", c.labels(), c.HiddenSize, gpu.None))}
-	case Tag:
-		head = l.one("classifier", c.labels())
-	case Answer:
-		head = l.one("qa_outputs", 2)
+	case Tag, Answer:
+		head = l.overTokens(t, c.labels())
 	case FillMask:
 		head = l.languageModel("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias", c.EmbeddingSize)
 	}

@@ -80,10 +80,8 @@ func (c *bertConfig) head(l *loader, t Task) (head, pooler *top) {
 	switch t {
 	case Classify:
 		head = &top{steps: append(pooler.steps[:1:1], l.step("classifier", c.labels(), h, gpu.None))}
-	case Tag:
-		head = l.one("classifier", c.labels())
-	case Answer:
-		head = l.one("qa_outputs", 2)
+	case Tag, Answer:
+		head = l.overTokens(t, c.labels())
 	case FillMask:
 		// Checkpoints of pre-training have its other head, too, whatever their config says.
 		l.used["cls.seq_relationship.weight"], l.used["cls.seq_relationship.bias"] = true, true
@@ -92,9 +90,12 @@ func (c *bertConfig) head(l *loader, t Task) (head, pooler *top) {
 	return head, pooler
 }
 
-// one is a head of one layer.
-func (l *loader) one(name string, out int) *top {
-	return &top{steps: []step{l.step(name, out, l.sizes.Hidden, gpu.None)}}
+// overTokens is a head of one layer over tokens: their labels, or where an answer begins and ends.
+func (l *loader) overTokens(t Task, labels int) *top {
+	if t == Answer {
+		return &top{steps: []step{l.step("qa_outputs", 2, l.sizes.Hidden, gpu.None)}}
+	}
+	return &top{steps: []step{l.step("classifier", labels, l.sizes.Hidden, gpu.None)}}
 }
 
 // twoLayers is RoBERTa's head over texts, and that of others.

@@ -166,10 +166,8 @@ func (c *debertaConfig) head(l *loader, t Task) (head, pooler *top) {
 	switch t {
 	case Classify:
 		head = &top{steps: []step{l.step("pooler.dense", c.HiddenSize, c.HiddenSize, activations[c.PoolerHiddenAct]), l.step("classifier", c.labels(), c.HiddenSize, gpu.None)}}
-	case Tag:
-		head = l.one("classifier", c.labels())
-	case Answer:
-		head = l.one("qa_outputs", 2)
+	case Tag, Answer:
+		head = l.overTokens(t, c.labels())
 	case FillMask:
 		if c.Legacy {
 			return l.languageModel("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.decoder", "cls.predictions.bias", l.sizes.Embedding), nil

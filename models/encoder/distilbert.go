@@ -49,10 +49,8 @@ func (c *distilbertConfig) head(l *loader, t Task) (head, pooler *top) {
 	switch t {
 	case Classify:
 		head = &top{steps: []step{l.step("pre_classifier", c.Dim, c.Dim, gpu.ReLU), l.step("classifier", c.labels(), c.Dim, gpu.None)}}
-	case Tag:
-		head = l.one("classifier", c.labels())
-	case Answer:
-		head = l.one("qa_outputs", 2)
+	case Tag, Answer:
+		head = l.overTokens(t, c.labels())
 	case FillMask:
 		head = l.languageModel("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias", c.Dim)
 	}

@@ -31,10 +31,8 @@ func (c *electraConfig) head(l *loader, t Task) (head, pooler *top) {
 	switch t {
 	case Classify:
 		head = l.twoLayers(gpu.GELUErf, c.labels())
-	case Tag:
-		head = l.one("classifier", c.labels())
-	case Answer:
-		head = l.one("qa_outputs", 2)
+	case Tag, Answer:
+		head = l.overTokens(t, c.labels())
 	case FillMask: // the generator
 		head = l.languageModel("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head", "generator_lm_head.bias", c.EmbeddingSize)
 		head.steps[0].act = gpu.GELUErf

@@ -3,8 +3,6 @@ package encoder
 import (
 	"fmt"
 	"math"
-
-	"github.com/zcstore/zcstore/gpu"
 )
 
 // mpnet is MPNet: RoBERTa without token types, whose scores get a bias for the distance of two tokens. Source: arXiv 2004.09297.
@@ -35,20 +33,7 @@ func (c *mpnetConfig) load(l *loader) net {
 }
 
 func (c *mpnetConfig) head(l *loader, t Task) (head, pooler *top) {
-	if l.have[l.prefix+"pooler.dense.weight"] {
-		pooler = &top{steps: []step{l.step(l.prefix+"pooler.dense", c.HiddenSize, c.HiddenSize, gpu.Tanh)}}
-	}
-	switch t {
-	case Classify:
-		head = l.twoLayers(gpu.Tanh, c.labels())
-	case Tag:
-		head = l.one("classifier", c.labels())
-	case Answer:
-		head = l.one("qa_outputs", 2)
-	case FillMask:
-		head = l.robertaLM()
-	}
-	return head, pooler
+	return l.robertaHead(t, c.labels())
 }
 
 // buckets is how many sorts of distance there are: the model ignores what its config says of it.

@@ -22,26 +22,23 @@ func (c *robertaConfig) check(k *checker) Sizes { return c.checkPadded(k) }
 func (c *robertaConfig) load(l *loader) net { return l.bertLike() }
 
 func (c *robertaConfig) head(l *loader, t Task) (head, pooler *top) {
+	return l.robertaHead(t, c.labels())
+}
+
+// robertaHead is what stands on RoBERTa and on MPNet.
+func (l *loader) robertaHead(t Task, labels int) (head, pooler *top) {
 	h := l.sizes.Hidden
 	if l.have[l.prefix+"pooler.dense.weight"] {
 		pooler = &top{steps: []step{l.step(l.prefix+"pooler.dense", h, h, gpu.Tanh)}}
 	}
 	switch t {
 	case Classify:
-		head = l.twoLayers(gpu.Tanh, c.labels())
-	case Tag:
-		head = l.one("classifier", c.labels())
-	case Answer:
-		head = l.one("qa_outputs", 2)
-	case FillMask:
-		head = l.robertaLM()
+		head = l.twoLayers(gpu.Tanh, labels)
+	case Tag, Answer:
+		head = l.overTokens(t, labels)
+	case FillMask: // always with GELU
+		head = l.languageModel("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", h)
+		head.steps[0].act = gpu.GELUErf
 	}
 	return head, pooler
-}
-
-// robertaLM is the masked language model of RoBERTa and MPNet, which always has GELU.
-func (l *loader) robertaLM() *top {
-	head := l.languageModel("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", l.sizes.Hidden)
-	head.steps[0].act = gpu.GELUErf
-	return head
 }
