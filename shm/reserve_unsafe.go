@@ -52,18 +52,11 @@ func collapse(fd int, size int64) error {
 			return err
 		}
 	}
-	// A mapping at an address that is a multiple of 2 MiB, inside a larger one that finds the room.
-	room := uintptr(size + hugePage)
-	outer, err := unix.MmapPtr(-1, 0, nil, room, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	data, unmap, err := mapAligned(fd, size, unix.PROT_NONE)
 	if err != nil {
-		return fmt.Errorf("mmap: %w", err)
+		return err
 	}
-	defer func() { _ = unix.MunmapPtr(outer, room) }()
-	inner := unsafe.Add(outer, -uintptr(outer)%hugePage)
-	if _, err := unix.MmapPtr(fd, 0, inner, uintptr(size), unix.PROT_NONE, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
-		return fmt.Errorf("mmap: %w", err)
-	}
-	data := unsafe.Slice((*byte)(inner), size)
+	defer unmap()
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -84,6 +77,22 @@ func collapse(fd int, size int64) error {
 	}
 	wg.Wait()
 	return nil
+}
+
+// mapAligned maps a file at an address that is a multiple of 2 MiB, inside a larger mapping that finds the room for it.
+func mapAligned(fd int, size int64, prot int) (data []byte, unmap func(), err error) {
+	room := uintptr(size + hugePage)
+	outer, err := unix.MmapPtr(-1, 0, nil, room, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mmap: %w", err)
+	}
+	unmap = func() { _ = unix.MunmapPtr(outer, room) }
+	inner := unsafe.Add(outer, -uintptr(outer)%hugePage)
+	if _, err := unix.MmapPtr(fd, 0, inner, uintptr(size), prot, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
+		unmap()
+		return nil, nil, fmt.Errorf("mmap: %w", err)
+	}
+	return unsafe.Slice((*byte)(inner), size), unmap, nil
 }
 
 // threadTime is what the calling thread has used of its core.

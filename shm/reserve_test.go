@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,17 +13,12 @@ import (
 // collapsed measures how much of a file is in pages of 2 MiB, by a mapping at an address that lets them be seen.
 func collapsed(t *testing.T, f *os.File, size int) uint64 {
 	t.Helper()
-	room := uintptr(size + hugePage)
-	outer, err := unix.MmapPtr(-1, 0, nil, room, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	data, unmap, err := mapAligned(int(f.Fd()), int64(size), unix.PROT_READ)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = unix.MunmapPtr(outer, room) }()
-	inner := unsafe.Add(outer, -uintptr(outer)%hugePage)
-	if _, err := unix.MmapPtr(int(f.Fd()), 0, inner, uintptr(size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
-		t.Fatal(err)
-	}
-	n, err := measureHuge(unsafe.Slice((*byte)(inner), size))
+	defer unmap()
+	n, err := measureHuge(data)
 	if err != nil {
 		t.Fatal(err)
 	}
