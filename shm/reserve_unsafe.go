@@ -16,7 +16,7 @@ import (
 // can be read or written through it, and it is gone before reserve returns.
 
 const (
-	// collapseFrom is the size from which pages of 2 MiB are asked for: below, they save less than a millisecond of a put.
+	// collapseFrom is the size from which pages of 2 MiB are asked for: below, they save a put three milliseconds at most.
 	collapseFrom = 8 * hugePage
 	// collapseSlice is how much one call of the kernel collapses.
 	collapseSlice = 4 * hugePage
