@@ -386,3 +386,18 @@ func BenchmarkEncode(b *testing.B) {
 		}
 	}
 }
+
+// The rule for half a surrogate pair in tokenizer.json, which is no character: it reads as U+FFFD, as everywhere in Go. A whole
+// pair is its character.
+func TestLoneSurrogates(t *testing.T) {
+	for escaped, want := range map[string]string{`\ud83d`: "\ufffd", `\ude00`: "\ufffd", `\ude00\ud83d`: "\ufffd\ufffd", `\ud83d\ude00`: "😀", `a\ud83db`: "a\ufffdb"} {
+		tok := mustJSON(t, small("added_tokens", `[{"id":13,"content":"`+escaped+`","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}]`))
+		if got, ok := tok.Token(13); !ok || got != want {
+			t.Errorf("%s reads as %q, want %q", escaped, got, want)
+		}
+		enc, err := tok.Encode("the " + want)
+		if err != nil || !slices.Contains(enc.IDs, 13) {
+			t.Errorf("%s: %v, %v", escaped, enc, err)
+		}
+	}
+}
