@@ -10,6 +10,7 @@ import (
 	"github.com/zcstore/zcstore/gpu"
 	"github.com/zcstore/zcstore/gpu/cpu"
 	"github.com/zcstore/zcstore/gpu/gputest"
+	"github.com/zcstore/zcstore/internal/testrace"
 	"github.com/zcstore/zcstore/shm/tensor"
 )
 
@@ -37,6 +38,9 @@ var tiers = []string{"avx512bf16", "avx512vnni", "avx512", "avx2", "go"}
 func TestConformance(t *testing.T) {
 	for _, tier := range tiers {
 		for _, threads := range []int{1, 3} {
+			if testrace.Enabled && threads == 1 { // nothing races, and it takes minutes
+				continue
+			}
 			t.Run(fmt.Sprintf("%s, %d threads", tier, threads), func(t *testing.T) {
 				gputest.Run(t, open(t, tier, threads))
 			})
