@@ -34,8 +34,8 @@ class Model:
             for fd in fds:
                 os.close(fd)
         magic, version = struct.unpack_from("<8sI", table)
-        if (magic, version) != (b"ZCTABLE1", 1):
-            raise ValueError(f"table {magic!r} of version {version}: this program reads ZCTABLE1 of version 1")
+        if (magic, version) != (b"ZCTABLE1", 2):
+            raise ValueError(f"table {magic!r} of version {version}: this program reads ZCTABLE1 of version 2")
         at = [struct.unpack_from("<QQ", table, 64 + 16 * i) for i in range(8)]  # sections: offset, number of entries
         (_, (tensors, _), (dims, _), (names, _), (by_name, n), _, _, (strings, _)) = at
         self.tensors, self.bfloat16 = {}, set()

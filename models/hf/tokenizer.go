@@ -107,7 +107,8 @@ func (im *Import) tokenizer(root *manifest.Node, dir string, c *config, cfg *tex
 	}
 	im.tables = tok.Compiled()
 	if n := tok.VocabSize(); c.sizes.Vocab > 0 && n > c.sizes.Vocab {
-		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.sizes.Vocab)
+		return zcerr.New(zcerr.Invalid, "%s has %d tokens, %s says vocab_size %d: they are of different models", file, n, c.path, c.sizes.Vocab).
+			WithHint("take the tokenizer and the weights from one download")
 	}
 	return nil
 }

@@ -29,6 +29,9 @@ func (im *Import) verify(dir, config string, root *manifest.Node) error {
 	}
 	defer unix.Munmap(zeros)
 	_, err = models.Build(root.Impl, &draftSource{im: im, config: config, zeros: zeros, n: root})
+	if err != nil && zcerr.HintOf(err) == "" {
+		err = zcerr.New(zcerr.KindOf(err), "%w", err).WithHint("the weights are not what %s says: take both from one download", config)
+	}
 	return zcerr.Wrap("import", dir, err)
 }
 
